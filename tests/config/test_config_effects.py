@@ -36,6 +36,7 @@ VALUES: Mapping[str, Any] = {
     "optimizer.residual_bits": lambda _: 4,
     "optimizer.update_scale": lambda _: 3.0,
     "optimizer.gamma": lambda _: 0.5,
+    "optimizer.oversampling": lambda _: 5,
     "optimizer.outer_momentum": lambda _: 0.5,
     "periods.micro_batches": lambda _: 16,
     "wire.sketch_bits": lambda _: 16,

@@ -57,8 +57,8 @@ STOCHASTIC_REFUSED = 'wire.rounding = "stochastic" has nothing to round: '
         ({"periods": {"k_r": 0, "k_u": 20}}, "periods.k_u = 20" + DRAWN_ANEW),
         ({"wire": {"core_bits": 16, "core_density": 0.1}}, DENSITY.format("core")),
         ({"wire": {"published_bits": 16, "published_density": 0.1}}, DENSITY.format("published")),
-        ({"wire": STOCHASTIC}, STOCHASTIC_REFUSED),
-        ({"wire": STOCHASTIC | {"core_bits": 3, "core_density": 0.1, "published_bits": 8}}, STOCHASTIC_REFUSED),
+        ({"wire": STOCHASTIC | {"sketch_bits": 8}}, STOCHASTIC_REFUSED),
+        ({"wire": STOCHASTIC | {"core_bits": 3, "core_density": 0.1, "sketch_bits": 8}}, STOCHASTIC_REFUSED),
     ],
 )
 def test_settings_that_have_no_effect_together_are_refused(sections: dict[str, Any], says: str) -> None:
@@ -74,7 +74,7 @@ def test_settings_that_have_no_effect_together_are_refused(sections: dict[str, A
         ("round", "budget_kb", (-1, 10**9 + 1), "0 (no budget) to 1000000000"),
         ("wire", "core_bits", (5,), "2, 3, 4, 8 or 16"),
         ("wire", "published_bits", (1,), "2, 3, 4, 8 or 16"),
-        ("wire", "sketch_bits", (3,), "4, 8 or 16"),
+        ("wire", "sketch_bits", (1, 7, 12), "2, 3, 4, 5, 6, 8 or 16"),
         ("wire", "core_density", (0.0,), "above 0, at most 1"),
         ("wire", "published_density", (1.5,), "above 0, at most 1"),
         ("wire", "rounding", ("up",), '"nearest" or "stochastic"'),

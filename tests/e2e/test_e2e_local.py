@@ -44,12 +44,12 @@ def test_a_swarm_of_unlike_machines_stays_bit_identical_with_bases_drawn_anew_ev
     assert digests(events, *TOLD)
 
 
-def test_unlike_machines_stay_bit_identical_through_two_refreshes_aimed_by_gradients(folder: Path) -> None:
-    """The bases come from an orthonormalisation, which differs between machines: one does it for all."""
+def test_unlike_machines_stay_bit_identical_through_two_randomized_svds_of_every_block(folder: Path) -> None:
+    """The bases come from singular vectors, which differ between machines: one makes them for all."""
     keys = ("optimizer.aim=gradient", "optimizer.rank=d/2", "optimizer.inner=adam", "optimizer.lr=3e-3")
-    periods = ("periods.k_r=20", "periods.k_r_embedding=20")
+    periods = ("periods.k_r=10", "periods.k_r_embedding=10")
     done = tsr_swarm(folder, *UNLIKE, *(part for key in (*keys, *periods) for part in ("--set", key)))
-    assert_bit_identical(events_of(done.stdout), [8, 0, 0, 0, 8])
+    assert_bit_identical(events_of(done.stdout), [0, 6, 2, 6, 2])
 
 
 def test_a_killed_peer_and_a_newcomer_cost_no_round(folder: Path) -> None:

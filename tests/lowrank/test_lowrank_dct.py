@@ -82,7 +82,7 @@ def test_a_known_basis_has_known_bits() -> None:
 def test_energies_choose_the_columns_that_capture_most(rows: int, cols: int, data: st.DataObject) -> None:
     rank = data.draw(st.integers(1, min(rows, cols)))
     gradient = torch.randn(rows, cols, generator=torch.Generator().manual_seed(rows * 100 + cols))
-    left, right = column_energies(gradient)
+    left, right = column_energies(gradient), column_energies(gradient.mT)
     assert torch.allclose(left, (reference_cosines(rows).mT @ gradient.double()).square().sum(1), rtol=1e-2, atol=1e-3)
     assert torch.allclose(right, (gradient.double() @ reference_cosines(cols)).square().sum(0), rtol=1e-2, atol=1e-3)
     basis = chosen_basis(rows, cols, strongest(left, rank), strongest(right, rank))

@@ -21,26 +21,27 @@ from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import Part, Slot, published_slots
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import WireConfig
-from tsr_swarm.lowrank.basis import Basis
-from tsr_swarm.lowrank.grid import Grid
+from tsr_swarm.lowrank.basis import Basis, unscaled_grid
+from tsr_swarm.lowrank.grid import Grid, integer_limit
 from tsr_swarm.optim.consensus import Consensus
 
 ROOT = Path(__file__).parents[2]
 # Of several rounds with every kind of refresh. It may change only together with the wire's version: peers of one run
 # would drift apart.
-DIGEST = "45a8186e8298b6825b0c8c7aa845236fe3adc6d62275f2c9fbf01ec3a33d8ea3"
+DIGEST = "42006793e059fb6ae71d6d599158fdaa209171b20b626af12b66b15b033392dc"
 BLOCKS = (
     Block(name="embed_tokens.weight", rows=1000, cols=96, rank=48, role=BlockRole.EMBEDDING),
     Block(name="up.weight", rows=257, cols=129, rank=97, role=BlockRole.MATRIX),
     Block(name="wide.weight", rows=300, cols=290, rank=280, role=BlockRole.MATRIX),  # high enough a rank to shift
     Block(name="norm.weight", rows=1, cols=129, rank=0, role=BlockRole.DENSE),
 )
-# a core round, an aimed round, a flush with a factor, a flush that is aimed, and cores in the bases that came of it
+# a core round, both passes of a randomized SVD, a flush with a factor, one with a range that was void, and cores again
 DUES = (
     Due(),
-    Due(aim=frozenset({0, 1, 2})),
+    Due(range=frozenset({0, 1, 2})),
+    Due(range=frozenset({2}), project=frozenset({0, 1, 2})),
     Due(tangent=frozenset({0, 1, 2})),
-    Due(tangent=frozenset({1, 2}), aim=frozenset({1})),
+    Due(tangent=frozenset({1, 2}), project=frozenset({1})),
     Due(),
 )
 
@@ -63,8 +64,8 @@ def draw_grid(slot: Slot, generator: torch.Generator) -> Grid:
     shape = (slot.rows, slot.cols)
     if slot.part is Part.DENSE:
         return Grid(draw(shape, 2**23, generator).float() * 2.0**-30, torch.empty(0, dtype=torch.int32))
-    if slot.part.value.startswith("basis"):
-        return Grid(draw(shape, 400, generator).int(), torch.empty(0, dtype=torch.int32))
+    if slot.part in (Part.RANGE, Part.SINGULAR_LEFT, Part.SINGULAR_RIGHT):
+        return unscaled_grid(draw(shape, integer_limit(slot.bits), generator))
     if slot.part.value.startswith("factor"):
         # a 16-bit sketch of exponent -30 times this, summed over the rank, fills about 12 bits of 2**-11
         exponent = -10 - round(math.log2(slot.rows) / 2)
@@ -78,7 +79,7 @@ def apply_rounds(lift: str) -> str:
     consensus = draw_consensus(generator, lift)
     for number, due in enumerate(DUES, start=1):
         plan = round_plan(number, decay=0.9997, due=due)
-        slots = published_slots(BLOCKS, due, WireConfig(core_bits=8, published_bits=16))
+        slots = published_slots(BLOCKS, due, WireConfig(core_bits=8, sketch_bits=8, published_bits=16))
         consensus.apply(plan, {slot: draw_grid(slot, generator) for slot in slots})
     return consensus.digest().hex()
 

@@ -351,7 +351,7 @@ def test_a_round_announced_otherwise_drops_what_was_held(change: str) -> None:
     late, data = pack(MANIFEST, PEERS[1], work_of(PEERS[1], 1, ""), 1, SHARD_BLOCKS[1])
     grids = store.check(late).decode(data)
     under_way = store.job(1, 1, frozenset(PEERS[:1]), NUMBERS)
-    due = replace(plan.due, aim=frozenset(), tangent=frozenset())
+    due = replace(plan.due, range=frozenset(), tangent=frozenset())
     other = replace(plan, parent="ab" * 32) if change == "parent" else replace(plan, due=due)
     store.open_round(other)
     store.add(late, grids)  # it was announced otherwise while its bytes came

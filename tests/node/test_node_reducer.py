@@ -105,7 +105,7 @@ async def test_what_changed_while_the_bytes_came_is_refused_with_its_reason(node
     elif change == "parent":
         node.contributions.open_round(replace(PLAN, parent="ab" * 32))
     elif change == "due":
-        node.contributions.open_round(replace(PLAN, due=replace(PLAN.due, aim=frozenset(), tangent=frozenset())))
+        node.contributions.open_round(replace(PLAN, due=replace(PLAN.due, range=frozenset(), tangent=frozenset())))
     elif change == "member":
         node.context.leader.members.clear()
     else:

@@ -271,7 +271,8 @@ async def test_a_peer_leaves_a_coordinator_that_asks_for_more_than_its_manifest_
 async def test_bytes_are_counted_once_by_kind_and_direction(tmp_path: Path) -> None:
     swarm = await run_swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 3}))
     first, second, third = swarm.closed()
-    assert set(second.wire_bytes["sent"]) == {"core", "dense", "control"}
+    assert {"core", "gradient", "dense", "control"} == set(second.wire_bytes["sent"])
+    assert "basis" not in first.wire_bytes["received"], "the first pass of a refresh publishes a range"
     assert {"core", "gradient", "dense"} <= set(third.wire_bytes["sent"])
     assert {"core", "basis", "dense"} <= set(third.wire_bytes["received"])
     assert "state" in first.wire_bytes["received"]

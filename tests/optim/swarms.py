@@ -14,7 +14,7 @@ from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, PeriodsConfig, RunConfig, WireConfig
 from tsr_swarm.lowrank.basis import Basis, random_basis
 from tsr_swarm.lowrank.grid import Grid
-from tsr_swarm.lowrank.sketch import tangent_of
+from tsr_swarm.lowrank.randomized_svd import draw_test_matrix, known_range, projection, range_sketch
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.core_space import CoreSpace
 from tsr_swarm.optim.full_space import FullSpace
@@ -35,7 +35,8 @@ BLOCKS = (
     Block(name="norm.weight", rows=1, cols=9, rank=0, role=BlockRole.DENSE),
 )
 LOW_RANK = frozenset({0, 1})  # of BLOCKS
-DUES = st.builds(Due, tangent=st.frozensets(st.sampled_from((0, 1))), aim=st.frozensets(st.sampled_from((0, 1))))
+_SOME = st.frozensets(st.sampled_from((0, 1)))
+DUES = st.builds(Due, tangent=_SOME, range=_SOME, project=_SOME)
 SEEDS = st.integers(0, 2**31)
 WIRES = [
     wide(core_bits=2, core_density=0.1, published_bits=3, published_density=0.2),
@@ -165,13 +166,27 @@ class Swarm:
             return kept
         return basis.left_float(torch.float64) @ kept @ basis.right_float(torch.float64).mT
 
-    def _sketches(self, peer: int) -> dict[int, tuple[Tensor, Tensor]]:
-        consensus, sketches = self.consensus[peer], {}
-        for index in self.plan.due.aim:
-            name, basis = self.blocks[index].name, consensus.bases[index]
-            gradient = self.gradient(peer, name, consensus.weights[name])
-            sketches[index] = tangent_of(gradient, basis.left_float(), basis.right_float())
-        return sketches
+    def _sketches(self, peer: int) -> dict[tuple[int, Part], Tensor]:
+        consensus, names = self.consensus[peer], [block.name for block in self.blocks]
+        gradients = {
+            index: self.gradient(peer, names[index], consensus.weights[names[index]]) for index in consensus.bases
+        }
+        return gradient_sketches(self.plan, self.blocks, consensus.bases, gradients)
+
+
+def gradient_sketches(
+    plan: RoundPlan, blocks: Sequence[Block], bases: Mapping[int, Basis], gradients: Mapping[int, Tensor]
+) -> dict[tuple[int, Part], Tensor]:
+    """What a peer measures of its ``gradients`` (M, N) for ``plan``, in the ``bases`` of before the round."""
+    sketches = {}
+    for index in plan.due.range | plan.due.project:
+        basis, width = bases[index], blocks[index].sketch_width
+        if index in plan.due.range:
+            test = draw_test_matrix(basis.right_float(), width=width, seed=plan.seed, block=index, round=plan.round)
+            sketches[index, Part.RANGE] = range_sketch(gradients[index], test)
+        if index in plan.due.project:
+            sketches[index, Part.PROJECTION] = projection(gradients[index], known_range(basis, width).float())
+    return sketches
 
 
 def update_of(grids: Mapping[Slot, Grid], block: int, basis: Basis | None) -> Tensor:

@@ -21,6 +21,7 @@ from tsr_swarm.lowrank.basis import Basis, apply_factor, random_basis
 from tsr_swarm.lowrank.dct import drawn_basis
 from tsr_swarm.lowrank.exact import lift, lift_tangent
 from tsr_swarm.lowrank.grid import Grid
+from tsr_swarm.lowrank.randomized_svd import known_range, left_basis, right_basis
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.publish import publish
 
@@ -72,14 +73,19 @@ def test_a_round_decays_subtracts_what_is_lifted_in_the_old_basis_and_reports_th
     assert refreshed.keys() == due.refresh - void
     for index, basis in bases.items():
         now = consensus.bases[index]
+        if index in due.range - void:
+            assert torch.equal(now.range.int(), grids[index, Part.RANGE].values)
+        else:
+            assert now.range is None
         if index not in refreshed:
             assert equal(now, basis)
             continue
         assert equal(refreshed[index][0], basis)
         assert equal(refreshed[index][1], now)
-        if index in due.aim:
-            assert torch.equal(now.left.int(), grids[index, Part.BASIS_LEFT].values)
-            assert torch.equal(now.right.int(), grids[index, Part.BASIS_RIGHT].values)
+        if index in due.project:
+            known = known_range(basis, BLOCKS[index].sketch_width)
+            assert torch.equal(now.left, left_basis(known, grids[index, Part.SINGULAR_LEFT].values))
+            assert torch.equal(now.right, right_basis(grids[index, Part.SINGULAR_RIGHT].values))
         else:
             aimed = apply_factor(grids[index, Part.TANGENT_RIGHT], grids[index, Part.FACTOR_RIGHT])
             assert torch.equal(now.right, aimed)
@@ -134,11 +140,37 @@ def test_a_side_that_could_not_be_aimed_keeps_its_basis() -> None:
     assert not torch.equal(old.right, new.right)
 
 
+@settings(max_examples=20)
+@given(VOIDS, VOIDS, SEEDS)
+def test_a_range_is_part_of_the_state_for_one_round_and_a_void_one_is_that_of_the_old_basis(
+    first: frozenset[int], second: frozenset[int], seed: int
+) -> None:
+    one = draw_consensus(seed)
+    one.apply(round_plan(due=Due(range=LOW_RANK)), draw_published(one, Due(range=LOW_RANK), first, seed), first)
+    tensors = one.tensors()
+    other = Consensus.from_tensors(BLOCKS, tensors)
+
+    assert {name for name in tensors if name.startswith("range/")} == {
+        f"range/{BLOCKS[index].name}" for index in LOW_RANK - first
+    }
+    assert one.digest() == other.digest()
+    due, old = Due(project=LOW_RANK), dict(one.bases)
+    published = draw_published(one, due, second, seed + 1)
+    for consensus in (one, other):
+        refreshed = consensus.apply(round_plan(due=due), published, second)
+        assert refreshed.keys() == LOW_RANK - second
+        assert not any(name.startswith("range/") for name in consensus.tensors())
+    assert one.digest() == other.digest()
+    for index in LOW_RANK & first - second:  # U turns within its span
+        u, before = (basis.left_float(torch.float64) for basis in (one.bases[index], old[index]))
+        assert float((u - before @ (before.mT @ u)).norm()) < 0.02
+
+
 def test_tensors_taken_before_a_round_do_not_change() -> None:
     consensus = draw_consensus()
     state = consensus.tensors()
     copies = {name: tensor.clone() for name, tensor in state.items()}
-    due = Due(aim=LOW_RANK)
+    due = Due(range=LOW_RANK, project=LOW_RANK)
 
     consensus.apply(round_plan(due=due, decay=0.9), draw_published(consensus, due))
 
@@ -158,12 +190,12 @@ def test_weights_given_are_copied() -> None:
 
 @pytest.mark.parametrize(
     ("spoiled", "says"),
-    [(Part.DENSE, r"publishes nothing as 'dense' of block 'norm.weight', not 1 x 9"), (Part.BASIS_RIGHT, "65536")],
+    [(Part.DENSE, r"publishes nothing as 'dense' of block 'norm.weight', not 1 x 9"), (Part.RANGE, "65536")],
 )
-def test_a_round_that_lacks_a_part_or_has_a_basis_out_of_range_changes_nothing(spoiled: Part, says: str) -> None:
+def test_a_round_that_lacks_a_part_or_has_a_range_out_of_bounds_changes_nothing(spoiled: Part, says: str) -> None:
     consensus = draw_consensus()
     before = consensus.digest()
-    due = Due(aim=LOW_RANK)
+    due = Due(range=LOW_RANK, project=LOW_RANK)
     published = draw_published(consensus, due)
     slot = next(slot for slot in published if slot.part is spoiled)
     if spoiled is Part.DENSE:
@@ -238,6 +270,9 @@ def first_row(value: float) -> Callable[[Tensor], Tensor]:
         ("right/up.weight", first_row(2048), "beyond 2047"),
         ("right/up.weight", first_row(-2048), "beyond 2047"),
         ("right/up.weight", first_row(-32768), "beyond 2047"),
+        ("range/up.weight", lambda _: torch.zeros(3, 9, dtype=torch.int16), "has shape"),
+        ("range/up.weight", lambda _: torch.full((3, 12), -32768, dtype=torch.int16), "beyond 32767"),
+        ("range/norm.weight", lambda _: torch.zeros(3, 9, dtype=torch.int16), "differ in 1 names"),
     ],
 )
 def test_an_invalid_state_is_refused(name: str, change: Callable[[Any], Tensor | None], says: str) -> None:

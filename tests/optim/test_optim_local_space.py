@@ -90,7 +90,7 @@ def test_what_was_averaged_and_what_is_left_is_the_work_done(
     """Without feedback an included core peer forgets what rounding dropped."""
     (space, feedback), tokens = case, [1.0, 2.0, 4.0]
     if space == "core":
-        aim, k_r = "gradient", NEVER  # a refresh would turn what is left
+        aim, k_r = "seed", NEVER  # a refresh would turn what is left
     chosen = optimizer_of(space, aim=aim, gamma=1.0, feedback=feedback)
     run = Swarm([space] * 3, noise(seed), optimizer=chosen, wire=wire, tokens=tokens, k_r=k_r, seed=seed)
     run.play()

@@ -210,7 +210,7 @@ def test_a_step_leaves_the_old_state_and_other_blocks_alone(optimizer: Optimizer
 
 
 def test_a_gradient_sketch_in_the_same_round_changes_nothing() -> None:
-    optimizer, wire, due = steady(outer="nesterov"), wide(published_bits=4), Due(aim=frozenset({CORE}))
+    optimizer, wire, due = steady(outer="nesterov"), wide(published_bits=4), Due(range=frozenset({CORE}))
     mean = draw_means(1, 6, due)[0]
     cores = {slot: x for slot, x in mean.items() if slot.part.kind.value != "gradient"}
 

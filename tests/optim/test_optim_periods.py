@@ -30,31 +30,46 @@ def config(**optimizer: object) -> RunConfig:
     return RunConfig(optimizer=replace(steady(), **optimizer), periods=PERIODS)  # type: ignore[arg-type]
 
 
-def test_bases_are_refreshed_in_round_one_and_then_every_period() -> None:
-    due = [periods.plan_round(config(), BLOCKS, round, "").due.aim for round in range(1, 8)]
+def test_a_block_sends_its_range_once_a_period_and_its_projection_the_round_after() -> None:
+    due = [periods.plan_round(config(), BLOCKS, round, "").due for round in range(1, 8)]
 
-    assert due == [BOTH, frozenset(), MATRIX, EMBEDDING, MATRIX, frozenset(), BOTH]
+    assert [plan.range for plan in due] == [BOTH, frozenset(), MATRIX, EMBEDDING, MATRIX, frozenset(), BOTH]
+    assert [plan.project for plan in due] == [frozenset(), *(plan.range for plan in due[:-1])]
+
+
+@given(st.integers(1, 9), st.integers(1, 9))
+def test_every_block_has_its_turn_once_in_each_period(matrix: int, embedding: int) -> None:
+    run = replace(config(), periods=PeriodsConfig(k_x=5, k_r=5 * matrix, k_r_embedding=5 * embedding))
+    due = [periods.due_blocks(run, BLOCKS, round) for round in range(1, 4 * matrix * embedding + 1)]
+    for index, period in ((0, embedding), (1, matrix)):
+        turns = [round for round, plan in enumerate(due) if index in plan.range]
+        assert turns[0] < period
+        assert all(later - earlier == period for earlier, later in pairwise(turns))
+        assert [round for round, plan in enumerate(due) if index in plan.project] == [
+            round + 1 for round in turns if round + 1 < len(due)
+        ]
 
 
 def test_bases_are_drawn_at_the_end_of_every_period_and_numbered() -> None:
     due = [periods.plan_round(config(aim="seed"), BLOCKS, round, "").due for round in range(1, 7)]
 
     assert [plan.draw for plan in due] == [(), ((1, 1),), ((0, 1),), ((1, 2),), (), ((0, 2), (1, 3))]
-    assert all(not plan.tangent | plan.aim for plan in due)
+    assert all(not plan.tangent | plan.range | plan.project for plan in due)
     assert due[5].refresh == BOTH
 
 
 @pytest.mark.parametrize(
     ("local_space", "aim", "due"),
     [
-        ("core", "gradient", Due(aim=BOTH)),
+        ("core", "gradient", Due(project=BOTH)),
         ("full", "displacement", Due(tangent=BOTH)),
-        ("full", "gradient", Due(tangent=BOTH, aim=BOTH)),
-        ("mixed", "gradient", Due(tangent=BOTH, aim=BOTH)),
+        ("full", "gradient", Due(tangent=BOTH, project=BOTH)),
+        ("mixed", "gradient", Due(tangent=BOTH, project=BOTH)),
     ],
 )
 def test_what_a_refresh_asks_for_follows_from_space_and_aim(local_space: str, aim: str, due: Due) -> None:
-    assert periods.plan_round(config(local_space=local_space, aim=aim), BLOCKS, 1, "").due == due
+    round = 2 if aim == "gradient" else 1
+    assert periods.plan_round(config(local_space=local_space, aim=aim), BLOCKS, round, "").due == due
 
 
 @given(st.integers(1, 60), st.integers(0, 40), st.integers(0, 100))
@@ -161,7 +176,8 @@ def test_elsewhere_sketches_follow_their_periods(round: int, tangent: frozenset[
         {"due": Due(tangent=frozenset({2}))},
         {"due": Due(tangent=frozenset({0, 1, 2}))},
         {"due": Due(tangent=frozenset({7}))},
-        {"due": Due(tangent=BOTH, aim=MATRIX)},
+        {"due": Due(tangent=BOTH, range=MATRIX)},
+        {"due": Due(tangent=BOTH, project=MATRIX)},
         {"due": Due(tangent=BOTH, choose=MATRIX)},
         {"due": Due(tangent=MATRIX, draw=((0, 1),))},
         {"due": Due(tangent=BOTH, first=True)},

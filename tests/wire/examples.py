@@ -36,7 +36,14 @@ PLAN = RoundPlan(
     lr_first=1e-3,
     lr_last=5e-4,
     decay=0.999,
-    due=Due(tangent=frozenset({0, 2}), aim=frozenset({2}), choose=frozenset({0}), draw=((3, 9),), first=True),
+    due=Due(
+        tangent=frozenset({0, 2}),
+        range=frozenset({2}),
+        project=frozenset({2}),
+        choose=frozenset({0}),
+        draw=((3, 9),),
+        first=True,
+    ),
     parent="ab" * 32,
     seed=5,
 )
@@ -107,11 +114,12 @@ def plans(draw: st.DrawFn) -> RoundPlan:
     round = draw(st.integers(1, MAX_ROUND))
     drawn = draw(st.sets(st.sampled_from(LOW_RANK)))
     rest = st.sets(st.sampled_from(LOW_RANK)).map(lambda picked: frozenset(picked - drawn))
-    aim = draw(rest)
+    passes = draw(rest), draw(rest)
     due = Due(
         tangent=draw(rest),
-        aim=aim,
-        choose=draw(rest) - aim,
+        range=passes[0],
+        project=passes[1],
+        choose=draw(rest).difference(*passes),
         draw=tuple((block, draw(st.integers(0, 2**32 - 1))) for block in sorted(drawn)),
         first=draw(st.booleans()),
         second=draw(st.booleans()),

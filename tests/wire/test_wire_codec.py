@@ -37,7 +37,7 @@ def blocks_and_due(draw: st.DrawFn) -> tuple[tuple[Block, ...], Due]:
     low_rank = [index for index, block in enumerate(blocks) if block.is_low_rank]
     some = st.frozensets(st.sampled_from(low_rank)) if low_rank else st.just(frozenset[int]())
     first, second = draw(st.booleans()), draw(st.booleans())
-    return tuple(blocks), Due(tangent=draw(some), aim=draw(some), first=first, second=second)
+    return tuple(blocks), Due(tangent=draw(some), range=draw(some), project=draw(some), first=first, second=second)
 
 
 FORMATS = st.tuples(st.sampled_from((2, 3, 4, 8, 16)), st.just(1.0)) | st.tuples(
@@ -48,7 +48,11 @@ FORMATS = st.tuples(st.sampled_from((2, 3, 4, 8, 16)), st.just(1.0)) | st.tuples
 @st.composite
 def wires(draw: st.DrawFn) -> WireConfig:
     (core_bits, core), (published_bits, published) = draw(FORMATS), draw(FORMATS)
-    bits = {"core_bits": core_bits, "published_bits": published_bits, "sketch_bits": draw(st.sampled_from((4, 8, 16)))}
+    bits = {
+        "core_bits": core_bits,
+        "published_bits": published_bits,
+        "sketch_bits": draw(st.sampled_from((2, 3, 4, 5, 6, 8, 16))),
+    }
     return WireConfig(core_density=core, published_density=published, **bits)
 
 
@@ -253,17 +257,17 @@ def test_the_default_payloads_have_not_changed() -> None:
     )
     both = frozenset({0, 1})
     hasher = hashlib.blake2b(digest_size=16)
-    for due in (Due(), Due(tangent=frozenset({0})), Due(aim=both), Due(tangent=both, aim=frozenset({1}))):
+    for due in (Due(), Due(tangent=frozenset({0})), Due(range=both), Due(tangent=both, project=frozenset({1}))):
         for slots in (upload_slots(blocks, due, PLAIN), published_slots(blocks, due, PLAIN)):
             rng = np.random.default_rng(7)
             sections, _ = encode(slots, {slot: random_grid(slot, rng) for slot in slots}, 3)
             for section in sections:
                 hasher.update(f"{section.kind} {section.raw_bytes}".encode() + section.hash)
-    assert hasher.hexdigest() == "0625d6088866bf228f480158427dc7de"  # as the first release sent them
+    assert hasher.hexdigest() == "fd5be2dd50f453147ca7db328e8e8316"  # as protocol 5 has them
 
 
 def test_a_basis_needs_no_exponent_and_comes_back_with_its_fixed_one() -> None:
-    slot = Slot(0, Part.BASIS_LEFT, 3, 1, 12, 0)
+    slot = Slot(0, Part.SINGULAR_LEFT, 3, 1, 12, 0)
     bare = Grid(torch.tensor([[2047], [-2047], [5]], dtype=torch.int32), torch.empty(0, dtype=torch.int32))
     sections, data = encode((slot,), {slot: bare}, 3)
     decoded = decode((slot,), sections, data)[slot]

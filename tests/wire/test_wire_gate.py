@@ -127,15 +127,15 @@ def test_published_sections_must_be_the_legal_ones() -> None:
 
 
 @pytest.mark.parametrize("tangent", [frozenset(), frozenset({0}), frozenset(LOW_RANK)])
-@pytest.mark.parametrize("aim", [frozenset(), frozenset({2}), frozenset(LOW_RANK)])
+@pytest.mark.parametrize("passes", [frozenset(), frozenset({2}), frozenset(LOW_RANK)])
 def test_no_round_is_larger_than_the_bound_which_has_room_for_moments(
-    tangent: frozenset[int], aim: frozenset[int]
+    tangent: frozenset[int], passes: frozenset[int]
 ) -> None:
     periods = replace(MANIFEST.config.periods, k_r=40, k_u=20, k_v="auto")
     optimizer = replace(MANIFEST.config.optimizer, inner="adam")
     averaging = replace(MANIFEST, config=replace(MANIFEST.config, optimizer=optimizer, periods=periods))
     for manifest, has_moments in ((MANIFEST, False), (averaging, True)):
-        due = Due(tangent=tangent, aim=aim, first=has_moments, second=has_moments)
+        due = Due(tangent=tangent, range=passes, project=passes, first=has_moments, second=has_moments)
         _, data = payload(published_slots(BLOCKS, due, manifest.config.wire))
         assert len(data) <= gate.max_published_bytes(manifest)
     assert gate.max_published_bytes(MANIFEST) < gate.max_published_bytes(averaging)

@@ -7,7 +7,7 @@ norms, biases and anything too small are exchanged dense.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from tsr_swarm.config.auto import AUTO
@@ -32,6 +32,7 @@ class Block:
 
     ``is_proportional``: ``rank`` is that of the shorter side, and the longer side has as many times more directions as
     it is longer; else both sides have ``rank`` directions and the core is square.
+    ``oversampling``: columns of a range sketch beyond ``rank``.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Block:
     rank: int
     role: BlockRole
     is_proportional: bool = False
+    oversampling: int = 0
 
     @property
     def is_low_rank(self) -> bool:
@@ -52,6 +54,11 @@ class Block:
             return self.rank, self.rank
         short = min(self.rows, self.cols)
         return self.rank * self.rows // short, self.rank * self.cols // short
+
+    @property
+    def sketch_width(self) -> int:
+        """Columns of a range sketch."""
+        return self.rank + self.oversampling
 
     @property
     def core_size(self) -> int:
@@ -91,7 +98,9 @@ def _plan_block(name: str, shape: tuple[int, ...], optimizer: OptimizerConfig, h
             f"optimizer.{key} = {value} is more than block '{name}' ({rows} x {cols}) allows: "
             f"rank {min(rows, cols, MAX_RANK)}, and {MAX_RANK} on its longer side; choose a lower one."
         )
-    return block
+    if optimizer.aim != "gradient":
+        return block
+    return replace(block, oversampling=min(optimizer.oversampling, min(rows, cols, MAX_RANK) - rank))
 
 
 def embedding_rank(optimizer: OptimizerConfig, vocabulary: int) -> int | str:

@@ -24,7 +24,8 @@ class Rule:
 def _only_sketches(config: RunConfig) -> bool:
     """Whether every block sends a sketch in every round, and no core ever."""
     is_every_round = config.refresh_rounds == config.refresh_rounds_embedding == 1 and not config.round.budget_kb
-    return config.optimizer.local_space != "core" and config.optimizer.aim != "seed" and is_every_round
+    # a randomized SVD changes no basis in the first round, so that cores are sent then
+    return config.optimizer.local_space != "core" and config.optimizer.aim in ("displacement", "dct") and is_every_round
 
 
 def _no_sketches(config: RunConfig) -> bool:
@@ -66,6 +67,11 @@ RULES = (
         "optimizer.outer_momentum",
         lambda config: config.optimizer.outer == "average",
         'optimizer.outer = "average", which keeps no momentum',
+    ),
+    Rule(
+        "optimizer.oversampling",
+        lambda config: config.optimizer.aim != "gradient",
+        'an optimizer.aim other than "gradient": no randomized SVD is made',
     ),
     Rule(
         "periods.micro_batches",

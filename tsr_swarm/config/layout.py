@@ -15,13 +15,12 @@ from tsr_swarm.config.run import RunConfig, WireConfig
 from tsr_swarm.errors import ConfigError
 
 KB = 1000
-BASIS_BITS = 12
 FACTOR_BITS = 24
 ENERGY_BITS = 16
 COLUMN_BITS = 2
 MOMENT_BITS = 16  # a second moment spans twice the orders of magnitude that its gradients do
 DENSE_BITS = 32  # not an integer grid: little-endian float32
-FEW_BITS = 4  # up to here a power-of-two step would waste too much of the range: a mantissa refines it
+FEW_BITS = 6  # up to here a power-of-two step would waste too much of the range: a mantissa refines it
 RUNS_BELOW = 0.5  # density: from here on run lengths cost more than they save
 _NO_REFRESH = Due()
 
@@ -40,20 +39,26 @@ class PayloadKind(StrEnum):
 
 
 class Part(StrEnum):
-    """What a slot holds. LEFT belongs to U and has the block's rows, RIGHT belongs to V and has its columns."""
+    """What a slot holds. LEFT belongs to U and has the block's rows, RIGHT belongs to V and has its columns.
+
+    Sketches of gradients G and what is made of them lie across: a row is a direction, and has a scale of its own. They
+    have l rows, the width of the sketch. See lowrank/randomized_svd.py.
+    """
 
     CORE = "core"  # p x q, the ranks of U and V
     TANGENT_LEFT = "tangent_left"  # Y = A V, rows x q
     TANGENT_RIGHT = "tangent_right"  # Z = A^T U, cols x p
-    GRADIENT_LEFT = "gradient_left"  # G V, rows x q
-    GRADIENT_RIGHT = "gradient_right"  # G^T U, cols x p
+    RANGE = "range"  # sent: (G [V, Omega])^T, published: a basis Q^T of its range; l x rows
+    PROJECTION = "projection"  # Q^T G, l x cols
     ENERGY_LEFT = "energy_left"  # |row i of C^T G|^2 for the cosine transform C of the rows, 1 x rows
     ENERGY_RIGHT = "energy_right"  # |column j of G C|^2, 1 x cols
     MOMENT_FIRST = "moment_first"  # of a core, bias-corrected, p x q
     MOMENT_SECOND = "moment_second"  # the same
     DENSE = "dense"  # the displacement itself
-    BASIS_LEFT = "basis_left"  # new U, rows x p, only published
-    BASIS_RIGHT = "basis_right"  # new V, cols x q, only published
+    SINGULAR_LEFT = (
+        "singular_left"  # left singular vectors of Q^T G, which turn Q into the new U; p x l, only published
+    )
+    SINGULAR_RIGHT = "singular_right"  # its right ones, the new V; q x cols, only published
     COLUMNS_LEFT = "columns_left"  # 1 for each column of the transform that is in the new U, 1 x rows, only published
     COLUMNS_RIGHT = "columns_right"  # the same for V, 1 x cols, only published
     FACTOR_LEFT = "factor_left"  # T with new U = round12(Ybar T), q x p, only published
@@ -65,7 +70,14 @@ class Part(StrEnum):
         return _KINDS.get(head) or PayloadKind(head)
 
 
-_KINDS = {"factor": PayloadKind.BASIS, "columns": PayloadKind.BASIS, "energy": PayloadKind.GRADIENT}
+_KINDS = {
+    "range": PayloadKind.GRADIENT,
+    "projection": PayloadKind.GRADIENT,
+    "energy": PayloadKind.GRADIENT,
+    "singular": PayloadKind.BASIS,
+    "factor": PayloadKind.BASIS,
+    "columns": PayloadKind.BASIS,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +168,11 @@ def _upload_block(index: int, block: Block, due: Due, wire: WireConfig) -> Itera
         yield _linear(Slot(index, Part.TANGENT_RIGHT, n, p, wire.sketch_bits, n), wire)
     else:
         yield _core(Slot(index, Part.CORE, p, q, wire.core_bits, p), wire.core_density, wire)
-    if index in due.aim:
-        yield _linear(Slot(index, Part.GRADIENT_LEFT, m, q, wire.sketch_bits, m), wire)
-        yield _linear(Slot(index, Part.GRADIENT_RIGHT, n, p, wire.sketch_bits, n), wire)
+    width = block.sketch_width
+    if index in due.range:
+        yield _linear(Slot(index, Part.RANGE, width, m, wire.sketch_bits, width), wire)
+    if index in due.project:
+        yield _linear(Slot(index, Part.PROJECTION, width, n, wire.sketch_bits, width), wire)
     if index in due.choose:
         yield Slot(index, Part.ENERGY_LEFT, 1, m, ENERGY_BITS, 1)
         yield Slot(index, Part.ENERGY_RIGHT, 1, n, ENERGY_BITS, 1)
@@ -168,7 +182,7 @@ def _upload_block(index: int, block: Block, due: Due, wire: WireConfig) -> Itera
 def _published_block(index: int, block: Block, due: Due, wire: WireConfig) -> Iterator[Slot]:
     """One exponent a slot, which the exact lift asks for; moments, which are not lifted, have one a row.
 
-    A sketch never has fewer bits than the uploads it is of.
+    A tangent sketch never has fewer bits than the uploads it is of. Of directions only the span counts: no scale.
     """
     m, n, (p, q) = block.rows, block.cols, block.ranks
     if not block.is_low_rank:
@@ -180,9 +194,11 @@ def _published_block(index: int, block: Block, due: Due, wire: WireConfig) -> It
         yield _linear(Slot(index, Part.TANGENT_RIGHT, n, p, bits, 1), wire)
     else:
         yield _core(Slot(index, Part.CORE, p, q, wire.published_bits, 1), wire.published_density, wire)
-    if index in due.aim:
-        yield Slot(index, Part.BASIS_LEFT, m, p, BASIS_BITS, 0)
-        yield Slot(index, Part.BASIS_RIGHT, n, q, BASIS_BITS, 0)
+    if index in due.range:
+        yield Slot(index, Part.RANGE, block.sketch_width, m, wire.sketch_bits, 0)
+    if index in due.project:
+        yield Slot(index, Part.SINGULAR_LEFT, p, block.sketch_width, wire.sketch_bits, 0)
+        yield Slot(index, Part.SINGULAR_RIGHT, q, n, wire.sketch_bits, 0)
     elif index in due.choose:
         yield Slot(index, Part.COLUMNS_LEFT, 1, m, COLUMN_BITS, 0)
         yield Slot(index, Part.COLUMNS_RIGHT, 1, n, COLUMN_BITS, 0)

@@ -13,7 +13,7 @@ from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.run import CheckpointConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import ConfigError, RefusedError
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 MAX_MANIFEST_BYTES = 4 << 20
 _MAX_BLOCK_SIZE = 2**40
 
@@ -36,7 +36,7 @@ class Manifest:
             "protocol": PROTOCOL_VERSION,
             "run_id": self.run_id,
             "config": config,
-            "blocks": [[b.name, b.rows, b.cols, b.rank, b.role.value, b.is_proportional] for b in self.blocks],
+            "blocks": [_encode_block(block) for block in self.blocks],
         }
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
@@ -97,13 +97,30 @@ def decode_manifest(data: bytes) -> Manifest:
     return manifest
 
 
+def _encode_block(block: Block) -> list[Any]:
+    shape = [block.rows, block.cols, block.rank]
+    return [block.name, *shape, block.role.value, block.is_proportional, block.oversampling]
+
+
 def _decode_block(entry: Any) -> Block:
-    name, rows, cols, rank, role, is_proportional = entry
+    name, rows, cols, rank, role, is_proportional, oversampling = entry
     has_name = isinstance(name, str) and 0 < len(name) <= 256
-    has_numbers = all(type(v) is int and v >= 0 for v in (rows, cols, rank)) and 0 < rows * cols < _MAX_BLOCK_SIZE
+    has_numbers = (
+        all(type(v) is int and v >= 0 for v in (rows, cols, rank, oversampling)) and 0 < rows * cols < _MAX_BLOCK_SIZE
+    )
     if not (has_name and has_numbers and type(is_proportional) is bool):
         raise ValueError(f"block {str(name)[:80]!r}")
-    block = Block(name=name, rows=rows, cols=cols, rank=rank, role=BlockRole(role), is_proportional=is_proportional)
+    block = Block(
+        name=name,
+        rows=rows,
+        cols=cols,
+        rank=rank,
+        role=BlockRole(role),
+        is_proportional=is_proportional,
+        oversampling=oversampling,
+    )
     if block.is_low_rank != (0 < rank <= min(rows, cols)) or max(block.ranks) > MAX_RANK:
         raise ValueError(f"rank {rank} of block {name[:80]!r}")
+    if oversampling and block.sketch_width > min(rows, cols, MAX_RANK):
+        raise ValueError(f"oversampling {oversampling} of block {name[:80]!r}")
     return block

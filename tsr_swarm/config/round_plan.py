@@ -8,7 +8,9 @@ class Due:
     """Which blocks (by index in the manifest) send more than a core this round.
 
     ``tangent``: the block's displacement goes out as a tangent sketch, which flushes what the core misses.
-    ``aim``: peers also send a gradient sketch, from which the reducer makes the next basis.
+    ``range``: peers also send a range sketch of their gradient, the first pass of a randomized SVD.
+    ``project``: peers also send their gradient's projection on the range that was published the round before, the
+    second pass, from which the next basis is made.
     ``choose``: peers send their gradients' energy in each column of a cosine transform; the strongest make the next
     basis.
     ``draw``: pairs (block, number): everybody draws the block's basis of this number from the run's seed; nothing is
@@ -19,16 +21,22 @@ class Due:
     """
 
     tangent: frozenset[int] = field(default_factory=frozenset)
-    aim: frozenset[int] = field(default_factory=frozenset)
+    range: frozenset[int] = field(default_factory=frozenset)
+    project: frozenset[int] = field(default_factory=frozenset)
     choose: frozenset[int] = field(default_factory=frozenset)
     draw: tuple[tuple[int, int], ...] = ()
     first: bool = False
     second: bool = False
 
     @property
+    def of_gradients(self) -> frozenset[int]:
+        """Blocks whose gradients are measured at the consensus, before the local steps."""
+        return self.range | self.project | self.choose
+
+    @property
     def refresh(self) -> frozenset[int]:
         """Blocks whose basis changes when this round is applied."""
-        return self.tangent | self.aim | self.choose | {block for block, _ in self.draw}
+        return self.tangent | self.project | self.choose | {block for block, _ in self.draw}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -99,6 +99,7 @@ class OptimizerConfig(ConfigSection):
     section: ClassVar[str] = "optimizer"
     local_space: str = "core"  # core | full | mixed: what a peer moves between rounds
     aim: str = "seed"  # seed | gradient | displacement | dct: what the next basis is made from
+    oversampling: int = 8  # of gradient: columns of a range sketch beyond the rank
     rank: int | str = "d/2"  # a number, a share of the hidden size "d/2", or of each side "1/2"
     embedding_rank: int | str = "auto"  # likewise; auto: "1/2" for a vocabulary of up to 4096, "d/2" for a larger one
     lr: float | str = "auto"  # auto: 0.03 with muon, 0.003 with adam; a core's steps are scaled by update_scale
@@ -134,6 +135,7 @@ class OptimizerConfig(ConfigSection):
                 f'"{self.aim}": a sketch of one side has as many columns as the other side has directions; '
                 'write "d/2" or a number.'
             )
+        self.require(0 <= self.oversampling <= 4096, "oversampling", "0 to 4096")
         self.require(self.inner in ("adam", "muon"), "inner", '"adam" or "muon"')
         is_rate = self.lr == AUTO if isinstance(self.lr, str) else 0 < self.lr <= 1
         self.require(is_rate, "lr", 'above 0, at most 1, or "auto"')
@@ -180,9 +182,11 @@ class PeriodsConfig(ConfigSection):
     k_x: int = 20  # weights: local steps a round
     k_u: int | str = 0  # first moments of core peers: averaged every k_u steps; 0: never, "auto": their half-life
     k_v: int | str = 0  # second moments, likewise
-    k_r: int | str = "auto"  # refresh of the bases; 0: every round; auto: that, or 5 k_x where a gradient is measured
+    k_r: int | str = (
+        "auto"  # refresh of the bases, each block's once; 0: every round; auto: that, or 5 k_x for a gradient
+    )
     k_r_embedding: int | str = "auto"  # refresh of the bases of embedding and head, likewise
-    micro_batches: int = 8  # gradient sketch: the mean of this many clipped micro-batches
+    micro_batches: int = 8  # gradient of a pass of a refresh: the mean of so many clipped ones
 
     def check(self) -> None:
         self.require(1 <= self.k_x <= 10**6, "k_x", "1 to 1000000")
@@ -221,15 +225,15 @@ class WireConfig(ConfigSection):
     section: ClassVar[str] = "wire"
     core_bits: int = 3  # 2, 3, 4, 8 or 16
     core_density: float = 1.0  # share of a core's numbers that is sent, the largest ones; 1: all of them
-    sketch_bits: int = 8  # 4, 8 or 16
+    sketch_bits: int = 5  # 2, 3, 4, 5, 6, 8 or 16
     published_bits: int = 3  # 2, 3, 4, 8 or 16, of the mean core; a mean sketch has at least sketch_bits
     published_density: float = 1.0  # share of the mean core's numbers that is published; 1: all of them
-    rounding: str = "nearest"  # nearest | stochastic: unbiased, for up to 4 bits where the density is 1
+    rounding: str = "nearest"  # nearest | stochastic: unbiased, for up to 6 bits where the density is 1
     zstd_level: int = 3  # of payloads of more than 4 bits; those of fewer have a setting of their own
 
     def check(self) -> None:
-        self.require(self.sketch_bits in (4, 8, 16), "sketch_bits", "4, 8 or 16")
-        has_few_linear_bits = self.sketch_bits <= 4
+        self.require(self.sketch_bits in (2, 3, 4, 5, 6, 8, 16), "sketch_bits", "2, 3, 4, 5, 6, 8 or 16")
+        has_few_linear_bits = self.sketch_bits <= 6
         for kind in ("core", "published"):
             bits, density = getattr(self, f"{kind}_bits"), getattr(self, f"{kind}_density")
             self.require(bits in (2, 3, 4, 8, 16), f"{kind}_bits", "2, 3, 4, 8 or 16")
@@ -243,7 +247,7 @@ class WireConfig(ConfigSection):
         self.require(self.rounding in ("nearest", "stochastic"), "rounding", '"nearest" or "stochastic"')
         if self.rounding == "stochastic" and not has_few_linear_bits:
             raise ConfigError(
-                'wire.rounding = "stochastic" has nothing to round: it is for 2 to 4 bits where the density is 1; '
+                'wire.rounding = "stochastic" has nothing to round: it is for 2 to 6 bits where the density is 1; '
                 'lower wire.core_bits, wire.sketch_bits or wire.published_bits, or set wire.rounding to "nearest".'
             )
         self.require(1 <= self.zstd_level <= 19, "zstd_level", "1 to 19")

@@ -34,6 +34,7 @@ class Basis:
 
     left: Tensor  # U (M, R) int16
     right: Tensor  # V (N, R) int16
+    range: Tensor | None = None  # between the two passes of a refresh: Q^T (L, M) int16, see randomized_svd.py
 
     def left_float(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """U (M, R) as numbers; exact in float32 and wider."""
@@ -74,12 +75,25 @@ def orthonormal12(sketch: Tensor, spare: Tensor | None = None) -> Tensor | None:
     missing = sketch.shape[1] - directions.shape[1]
     if directions.shape[1] == 0 or (missing and spare is None):
         return None
-    if missing and spare is not None:
-        rest = spare.detach().to("cpu", torch.float64)
-        rest = rest - directions @ (directions.mT @ rest)
-        # at least ``missing`` dimensions of spare lie across the found directions: they come first
-        directions = torch.cat((directions, _range(rest)[:, :missing]), dim=1)
-    return _round12(directions)
+    return _round12(directions if spare is None else _fill(directions, spare, missing))
+
+
+def orthonormal_range(sketch: Tensor, spare: Tensor) -> Tensor:
+    """As ``orthonormal12``, in float64 (M, up to L) for a ``sketch`` (M, L), as many columns as the two have together.
+
+    Those of ``spare`` (M, R) alone for a sketch of zeros.
+    """
+    directions = _range(sketch.detach().to("cpu", torch.float64))
+    return _fill(directions, spare, sketch.shape[1] - directions.shape[1])
+
+
+def _fill(directions: Tensor, spare: Tensor, missing: int) -> Tensor:
+    """Add up to ``missing`` directions of ``spare`` that lie across the others, those that do most first."""
+    if not missing:
+        return directions
+    rest = spare.detach().to("cpu", torch.float64)
+    rest = rest - directions @ (directions.mT @ rest)
+    return torch.cat((directions, _range(rest)[:, :missing]), dim=1)
 
 
 def _range(y: Tensor) -> Tensor:
@@ -119,12 +133,13 @@ def refresh_factor(sketch: Grid) -> Grid:
     if energy[0] > RANK_TOLERANCE**2 * energy[-1]:
         factor = quantise_block((vectors / energy.sqrt()).flip(1) / scale, FACTOR_BITS)
         basis = apply_factor(sketch, factor)
-        if basis is not None and _is_orthonormal(basis):
+        if basis is not None and is_orthonormal(basis):
             return factor
     return quantise_block(torch.zeros_like(vectors), FACTOR_BITS)
 
 
-def _is_orthonormal(u: Tensor) -> bool:
+def is_orthonormal(u: Tensor) -> bool:
+    """Whether the columns of ``u`` (M, R), 12-bit integers, are so to GRAM_TOLERANCE."""
     numbers = u.to(torch.float64) * math.ldexp(1.0, BASIS_EXPONENT)
     off = (torch.linalg.eigvalsh(numbers.mT @ numbers) - 1).abs().max()
     return bool(off <= GRAM_TOLERANCE + u.shape[0] * math.ldexp(1.0, -24))  # 12-bit rounding alone adds up to that

@@ -42,14 +42,12 @@ def chosen_basis(rows: int, cols: int, left: Tensor, right: Tensor) -> Basis:
     return Basis(cosines(rows, left.long().numpy()), cosines(cols, right.long().numpy()))
 
 
-def column_energies(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Energy of G (M, N) in each column of both transforms: |(C_M^T G)_i|^2 (M,) and |(G C_N)_j|^2 (N,), float64."""
-    gradient = gradient.detach().to("cpu", torch.float32)
-    return _energies(gradient), _energies(gradient.mT)
+def column_energies(a: Tensor) -> Tensor:
+    """Energy of A (M, N) in each column of the transform of its rows, |(C^T A)_i|^2 (M,), float64.
 
-
-def _energies(a: Tensor) -> Tensor:
-    """Of each column of the rows' transform, some columns at a time: all of them would be rows x rows numbers."""
+    Some columns at a time: all of them would be M x M numbers.
+    """
+    a = a.detach().to("cpu", torch.float32)
     scale = math.ldexp(1.0, BASIS_EXPONENT)
     parts = []
     for start in range(0, a.shape[0], _COLUMNS):

@@ -26,11 +26,6 @@ def core_of(a: Tensor, u: Tensor, v: Tensor) -> Tensor:
     return u.mT @ a @ v
 
 
-def tangent_of(a: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Y = A V (M, R) and Z = A^T U (N, R)."""
-    return a @ v, a.mT @ u
-
-
 def expand(core: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """U C V^T (M, N) in the dtype given. For local work; consensus weights take the exact lift."""
     return u @ core @ v.mT

@@ -90,7 +90,9 @@ class WeightsThread:
         digest = self._weights.apply(published, published.included_blocks(self._me))
         after = _frozen(self._weights)
         refreshed = {
-            index: (before[index], basis) for index, basis in after.bases.items() if basis is not before[index]
+            index: (old, new)
+            for (index, old), new in zip(before.items(), after.bases.values(), strict=True)
+            if not (old.left is new.left and old.right is new.right)
         }
         return AppliedRound(digest.hex(), after, refreshed)
 

@@ -6,25 +6,29 @@ Only plain mul and sub touch a weight, as separate operations: their results do 
 import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from tsr_swarm.config.blocks import Block
-from tsr_swarm.config.layout import BASIS_BITS, Part, Slot, published_slots
+from tsr_swarm.config.layout import Part, Slot, published_slots
 from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import WireConfig
 from tsr_swarm.errors import RunError
 from tsr_swarm.lowrank.basis import BASIS_LIMIT, Basis, apply_factor
 from tsr_swarm.lowrank.dct import chosen_basis, drawn_basis
 from tsr_swarm.lowrank.exact import lift, lift_float32, lift_tangent, lift_tangent_float32
-from tsr_swarm.lowrank.grid import Grid, exact_integers
+from tsr_swarm.lowrank.grid import Grid, exact_integers, integer_limit
+from tsr_swarm.lowrank.randomized_svd import RANGE_BITS, known_range, left_basis, right_basis
 
 _Grids = Mapping[tuple[int, Part], Grid]
 
 
 class Consensus:
     """Weights (float32, the model's shapes) and bases (by block, low-rank blocks only) of a run. On the CPU.
+
+    A basis holds the range that was published for it from one round to the next, in which it is projected on.
 
     Tensors are replaced, never written to, so that a state that is being sent stays as it is.
     """
@@ -51,8 +55,8 @@ class Consensus:
 
         Each block not ``void``: decay (low-rank blocks), subtract the published displacement lifted in the OLD basis,
         then change the basis. A void block keeps its weight, and its basis unless that is drawn, which depends on the
-        round alone. Moments that are due must be there, but are the peers' own and change nothing here. Nothing changes
-        when RunError is raised.
+        round alone. A range that was published before is gone, void or not. Moments that are due must be there, but are
+        the peers' own and change nothing here. Nothing changes when RunError is raised.
         """
         grids: dict[tuple[int, Part], Grid] = {(slot.block, slot.part): grid for slot, grid in published.items()}
         self._require_complete(plan.due, grids, void)
@@ -70,6 +74,8 @@ class Consensus:
                 if not (torch.equal(old.left, new.left) and torch.equal(old.right, new.right)):
                     bases[index] = new
                     refreshed[index] = (old, new)
+            if block.is_low_rank:
+                bases[index] = self._with_range(bases[index], index, plan.due.range - void, grids)
         self.weights, self.bases = weights, bases
         return refreshed
 
@@ -83,20 +89,28 @@ class Consensus:
         return self._lift(basis, grids[index, Part.CORE])
 
     def _next_basis(self, index: int, plan: RoundPlan, grids: _Grids) -> Basis:
-        """Return the basis as drawn, as published, or from the published factor; a side with a zero factor stays."""
+        """Return the basis as drawn, chosen or made from what is published; a side that gets zeros stays."""
         old, block = self.bases[index], self.blocks[index]
         if (number := dict(plan.due.draw).get(index)) is not None:
             return drawn_basis(block.rows, block.cols, block.ranks, seed=plan.seed, block=index, number=number)
-        if index in plan.due.aim:
-            left, right = grids[index, Part.BASIS_LEFT].values, grids[index, Part.BASIS_RIGHT].values
-            return Basis(*(exact_integers(side, BASIS_BITS).to(torch.int16) for side in (left, right)))
+        if index in plan.due.project:
+            left, right = grids[index, Part.SINGULAR_LEFT].values, grids[index, Part.SINGULAR_RIGHT].values
+            new_left, new_right = left_basis(known_range(old, block.sketch_width), left), right_basis(right)
+            return _replace_sides(old, new_left, new_right)
         if index in plan.due.choose:
             p, q = block.ranks
             left, right = grids[index, Part.COLUMNS_LEFT].values, grids[index, Part.COLUMNS_RIGHT].values
             return chosen_basis(block.rows, block.cols, _columns(left, p, block), _columns(right, q, block))
         new_left = apply_factor(grids[index, Part.TANGENT_LEFT], grids[index, Part.FACTOR_LEFT])
         new_right = apply_factor(grids[index, Part.TANGENT_RIGHT], grids[index, Part.FACTOR_RIGHT])
-        return Basis(old.left if new_left is None else new_left, old.right if new_right is None else new_right)
+        return _replace_sides(old, new_left, new_right)
+
+    def _with_range(self, basis: Basis, index: int, due: frozenset[int], grids: _Grids) -> Basis:
+        """Return ``basis`` with the range that the round publishes for it; the same object where both have none."""
+        if index in due:
+            published = exact_integers(grids[index, Part.RANGE].values, RANGE_BITS).to(torch.int16)
+            return replace(basis, range=published)
+        return basis if basis.range is None else replace(basis, range=None)
 
     def _require_complete(self, due: Due, grids: _Grids, void: frozenset[int]) -> None:
         for slot in published_slots(self.blocks, due, WireConfig(), void):  # any bits: only the shapes count here
@@ -118,11 +132,16 @@ class Consensus:
         return hasher.digest()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all state as it is stored and sent: "weight/<name>", then "left/<name>" and "right/<name>"."""
+        """Return all state as it is stored and sent: "weight/<name>", then "left/<name>" and "right/<name>".
+
+        And "range/<name>" of a block that is projected on it in the next round.
+        """
         state = self.weight_tensors()
         for index, basis in self.bases.items():
             state[f"left/{self.blocks[index].name}"] = basis.left
             state[f"right/{self.blocks[index].name}"] = basis.right
+            if basis.range is not None:
+                state[f"range/{self.blocks[index].name}"] = basis.range
         return state
 
     def weight_tensors(self) -> dict[str, Tensor]:
@@ -142,6 +161,7 @@ class Consensus:
         ``bases``: those of the state, if ``tensors`` are from ``weight_tensors()``.
         """
         checks = {name: check for block in blocks for name, check in _checks(block, with_bases=bases is None)}
+        checks = {name: check for name, check in checks.items() if name in tensors or not name.startswith("range/")}
         if unknown := sorted(tensors.keys() ^ checks.keys()):
             raise RunError(
                 f"The state and the manifest differ in {len(unknown)} names, the first is '{unknown[0][:80]}'; "
@@ -152,11 +172,7 @@ class Consensus:
                 raise RunError(f"'{name}' of the state {problem}; fetch the state again.")
         weights = {block.name: tensors[f"weight/{block.name}"] for block in blocks}
         if bases is None:
-            bases = {
-                index: Basis(tensors[f"left/{block.name}"].clone(), tensors[f"right/{block.name}"].clone())
-                for index, block in enumerate(blocks)
-                if block.is_low_rank
-            }
+            bases = {index: _basis(tensors, block) for index, block in enumerate(blocks) if block.is_low_rank}
         return cls(blocks, weights, bases, lift)
 
 
@@ -167,6 +183,17 @@ def little_endian(tensor: Tensor) -> memoryview:
     """Return the numbers of a tensor, row by row, as bytes that are the same on every machine."""
     array = tensor.contiguous().numpy().reshape(-1)
     return (array if sys.byteorder == "little" else array.byteswap()).data
+
+
+def _replace_sides(old: Basis, left: Tensor | None, right: Tensor | None) -> Basis:
+    """Return ``old`` with the sides that there are new ones of."""
+    return Basis(old.left if left is None else left, old.right if right is None else right)
+
+
+def _basis(tensors: Mapping[str, Tensor], block: Block) -> Basis:
+    known = tensors.get(f"range/{block.name}")
+    left, right = tensors[f"left/{block.name}"].clone(), tensors[f"right/{block.name}"].clone()
+    return Basis(left, right, None if known is None else known.clone())
 
 
 def _columns(flags: Tensor, rank: int, block: Block) -> Tensor:
@@ -185,6 +212,8 @@ def _checks(block: Block, with_bases: bool) -> Iterator[tuple[str, Callable[[Ten
     if with_bases and block.is_low_rank:
         yield f"left/{block.name}", lambda tensor: _factor_problem(tensor, (block.rows, block.ranks[0]))
         yield f"right/{block.name}", lambda tensor: _factor_problem(tensor, (block.cols, block.ranks[1]))
+        shape = block.sketch_width, block.rows
+        yield f"range/{block.name}", lambda tensor: _factor_problem(tensor, shape, integer_limit(RANGE_BITS))
 
 
 def _weight_problem(weight: Tensor, block: Block) -> str:
@@ -196,10 +225,10 @@ def _weight_problem(weight: Tensor, block: Block) -> str:
     return "" if torch.isfinite(weight).all() else "has numbers that are not finite"
 
 
-def _factor_problem(factor: Tensor, shape: tuple[int, int]) -> str:
+def _factor_problem(factor: Tensor, shape: tuple[int, int], limit: int = BASIS_LIMIT) -> str:
     if factor.dtype != torch.int16:
         return f"is {factor.dtype}, not int16"
     if tuple(factor.shape) != shape:
         return f"has shape {tuple(factor.shape)}, the manifest says {shape[0]} x {shape[1]}"
     low, high = torch.aminmax(factor)
-    return "" if int(low) >= -BASIS_LIMIT and int(high) <= BASIS_LIMIT else f"has integers beyond {BASIS_LIMIT}"
+    return "" if int(low) >= -limit and int(high) <= limit else f"has integers beyond {limit}"

@@ -43,7 +43,7 @@ class LocalSpace(Protocol):
     ) -> dict[Slot, Grid]:
         """Return what this peer sends, in slot order, and remember it until ``settle``.
 
-        ``gradients`` holds (G V, G^T U) for each block of ``plan.due.aim``, energies for those of ``choose``.
+        ``gradients`` holds what the plan asks of the gradients of ``plan.due.range``, ``project`` and ``choose``.
         Raises RunError on a displacement that is not finite.
         """
 

@@ -7,14 +7,18 @@ Moments have DES-LOC's periods K_u and K_v (Iacob et al., arXiv 2505.22549, sect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from tsr_swarm.config.blocks import Block, BlockRole
+from tsr_swarm.config.layout import published_slots, upload_slots
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import Due, RoundPlan
-from tsr_swarm.config.run import OptimizerConfig, RunConfig
+from tsr_swarm.config.run import OptimizerConfig, RunConfig, WireConfig
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.dct import drawn_basis
 from tsr_swarm.optim.inner_optimizer import MOMENTUM
+
+MOST_OFFSETS = 2048  # rounds that are levelled: periods without a common multiple up to here only nearly
 
 
 def plan_round(config: RunConfig, blocks: Sequence[Block], round: int, parent: str) -> RoundPlan:
@@ -70,22 +74,28 @@ def due_blocks(config: RunConfig, blocks: Sequence[Block], round: int) -> Due:
 
     Moments are averaged in rounds whose last step is a multiple of their period.
 
-    A block's first refresh by what peers send is in round 1, because its first basis is random. A drawn basis would be
+    A randomized SVD takes two rounds, a range sketch and a projection, and blocks have it in turn, each once a period.
+    Other refreshes by what peers send begin in round 1, because first bases are random. A drawn basis would be
     no better, so the first draw is a period later. Tangent sketches are for work outside the bases: runs of core peers
-    alone have none, and drawn bases go through all directions in time.
+    alone have none, and drawn bases go through all directions in time. They go out when the basis changes.
     """
     aim, none = config.optimizer.aim, frozenset[int]()
-    counted = round if aim == "seed" else round - 1
-    refresh = frozenset(
-        index
-        for index, block in enumerate(blocks)
-        if block.is_low_rank and counted % refresh_rounds(config, block) == 0
-    )
+    periods = {index: refresh_rounds(config, block) for index, block in enumerate(blocks) if block.is_low_rank}
+    offsets = refresh_offsets(tuple(blocks), config) if aim == "gradient" else {}
+
+    def due(counted: int) -> frozenset[int]:
+        """Blocks whose turn it is when so many rounds are counted; below 0: none."""
+        turns = {index: counted - offsets.get(index, 0) for index in periods if counted >= 0}
+        return frozenset(index for index, turn in turns.items() if turn % periods[index] == 0)
+
+    project = due(round - 2) if aim == "gradient" else none
+    refresh = project if aim == "gradient" else due(round if aim == "seed" else round - 1)
     first, second = (period > 0 and round * config.periods.k_x % period == 0 for period in own_moment_periods(config))
     no_flush = config.optimizer.local_space == "core" or aim == "seed"
     return Due(
         tangent=none if no_flush else refresh,
-        aim=refresh if aim == "gradient" else none,
+        range=due(round - 1) if aim == "gradient" else none,
+        project=project,
         choose=refresh if aim == "dct" else none,
         draw=tuple((index, basis_number(config, blocks[index], round)) for index in sorted(refresh))
         if aim == "seed"
@@ -98,6 +108,45 @@ def due_blocks(config: RunConfig, blocks: Sequence[Block], round: int) -> Due:
 def refresh_rounds(config: RunConfig, block: Block) -> int:
     """Return the rounds between two refreshes of a low-rank block."""
     return config.refresh_rounds_embedding if block.role is BlockRole.EMBEDDING else config.refresh_rounds
+
+
+@lru_cache(maxsize=32)
+def refresh_offsets(blocks: tuple[Block, ...], config: RunConfig) -> Mapping[int, int]:
+    """Return the round, from 0, in which each low-rank block's first range sketch is sent; its projection is the next.
+
+    Level in bytes up and down: largest blocks first, each where the largest of its rounds is least full.
+    """
+    low_rank = frozenset(index for index, block in enumerate(blocks) if block.is_low_rank)
+    passes = [_block_bytes(blocks, due, config.wire) for due in (Due(range=low_rank), Due(project=low_rank))]
+    base = _block_bytes(blocks, Due(), config.wire)
+    costs = {index: [max(0, sizes[index] - base[index]) for sizes in passes] for index in low_rank}
+    window = min(MOST_OFFSETS, math.lcm(*(refresh_rounds(config, blocks[index]) for index in low_rank)))
+    load, offsets = [0] * window, {}
+    for index in sorted(low_rank, key=lambda index: (-sum(costs[index]), index)):
+        period = min(window, refresh_rounds(config, blocks[index]))
+
+        def after(offset: int, index: int = index, period: int = period) -> dict[int, int]:
+            """Return the load of the block's rounds if its first one were ``offset``."""
+            rounds: dict[int, int] = {}
+            for first in range(offset, window, period):
+                for later, cost in enumerate(costs[index]):
+                    at = (first + later) % window
+                    rounds[at] = rounds.get(at, load[at]) + cost
+            return rounds
+
+        offset = min(range(period), key=lambda offset: (max(after(offset).values()), offset))
+        for at, loaded in after(offset).items():
+            load[at] = loaded
+        offsets[index] = offset
+    return offsets
+
+
+def _block_bytes(blocks: Sequence[Block], due: Due, wire: WireConfig) -> list[int]:
+    """Return the bytes of each block up and down, before compression."""
+    sizes = [0] * len(blocks)
+    for slot in (*upload_slots(blocks, due, wire), *published_slots(blocks, due, wire)):
+        sizes[slot.block] += slot.raw_bytes
+    return sizes
 
 
 def basis_number(config: RunConfig, block: Block, round: int) -> int:

@@ -4,6 +4,7 @@ All peers apply what is published, the reducer included, so nothing here has to 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -11,13 +12,13 @@ from tsr_swarm.config.blocks import Block
 from tsr_swarm.config.layout import Part, Slot
 from tsr_swarm.config.run import OptimizerConfig
 from tsr_swarm.errors import RunError
-from tsr_swarm.lowrank.basis import Basis, orthonormal12, refresh_factor, unscaled_grid
+from tsr_swarm.lowrank.basis import Basis, refresh_factor, unscaled_grid
 from tsr_swarm.lowrank.dct import flags, strongest
 from tsr_swarm.lowrank.grid import Grid, dense_grid
+from tsr_swarm.lowrank.randomized_svd import known_range, range_basis, singular_vectors
 from tsr_swarm.optim.outer_step import OuterState, keep_dropped, outer_step, require_finite
 from tsr_swarm.optim.quantise import quantise_slot
 
-_AIMED_BY = {Part.BASIS_LEFT: Part.GRADIENT_LEFT, Part.BASIS_RIGHT: Part.GRADIENT_RIGHT}
 _CHOSEN_BY = {Part.COLUMNS_LEFT: Part.ENERGY_LEFT, Part.COLUMNS_RIGHT: Part.ENERGY_RIGHT}
 _FACTOR_OF = {Part.FACTOR_LEFT: Part.TANGENT_LEFT, Part.FACTOR_RIGHT: Part.TANGENT_RIGHT}
 
@@ -47,10 +48,10 @@ def publish(
 ) -> dict[Slot, Grid]:
     """Fill the published ``slots`` from the ``mean`` (float64, by upload slot) of what was included.
 
-    Cores and tangent sketches are quantised with one exponent a block; dense numbers stay float32. A new basis comes
-    from the mean gradient sketch, filled up from the old one where the sketch lacks directions; a factor comes from
-    the tangent sketch as published, because that is what it will be applied to. A sketch that cannot aim publishes
-    the old basis, or a zero factor. Raises RunError for a mean that is missing or not finite.
+    Cores and tangent sketches are quantised with one exponent a block; dense numbers stay float32. A range and singular
+    vectors come from the mean sketch and projection of gradients, see lowrank/randomized_svd.py; a factor comes from
+    the tangent sketch as published, because that is what it will be applied to. What cannot aim a side publishes zeros
+    for it. Raises RunError for a mean that is missing or not finite.
     """
     by_part = {(slot.block, slot.part): numbers for slot, numbers in mean.items()}
     published: dict[Slot, Grid] = {}
@@ -58,8 +59,19 @@ def publish(
     for slot in slots:
         if slot.part in _FACTOR_OF:
             grid = refresh_factor(grids[slot.block, _FACTOR_OF[slot.part]])
-        elif slot.part in _AIMED_BY:
-            grid = _aim(_mean_of(by_part, slot, _AIMED_BY[slot.part], blocks), slot.part, bases[slot.block])
+        elif slot.part is Part.RANGE:
+            sketch = _mean_of(by_part, slot, slot.part, blocks)
+            grid = unscaled_grid(range_basis(sketch, bases[slot.block], slot.bits))
+        elif slot.part is Part.SINGULAR_LEFT:
+            whole = replace(slot, rows=slot.cols, cols=blocks[slot.block].cols)
+            projected, known = (
+                _mean_of(by_part, whole, Part.PROJECTION, blocks),
+                known_range(bases[slot.block], slot.cols),
+            )
+            left, right = singular_vectors(known, projected, slot.rows, slot.bits)
+            grid, grids[slot.block, Part.SINGULAR_RIGHT] = unscaled_grid(left), unscaled_grid(right)
+        elif slot.part is Part.SINGULAR_RIGHT:
+            grid = grids[slot.block, slot.part]  # made with the left ones
         elif slot.part in _CHOSEN_BY:
             energies = _mean_of(by_part, slot, _CHOSEN_BY[slot.part], blocks)
             rank = blocks[slot.block].ranks[slot.part is Part.COLUMNS_RIGHT]
@@ -80,11 +92,3 @@ def _mean_of(by_part: Mapping[tuple[int, Part], Tensor], slot: Slot, part: Part,
             f"but there is {found}; the round cannot be published."
         )
     return numbers
-
-
-def _aim(sketch: Tensor, part: Part, old: Basis) -> Grid:
-    is_left = part is Part.BASIS_LEFT
-    in_use = old.left if is_left else old.right
-    spare = old.left_float() if is_left else old.right_float()
-    aimed = orthonormal12(sketch, spare)
-    return unscaled_grid(in_use if aimed is None else aimed)

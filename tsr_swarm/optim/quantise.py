@@ -25,7 +25,7 @@ from tsr_swarm.lowrank.grid import (
 from tsr_swarm.optim.block_state import BlockState
 from tsr_swarm.optim.inner_optimizer import InnerOptimizer
 
-GradientSketches = Mapping[int, tuple[Tensor, Tensor]]  # both sides by block: (G V, G^T U), or energies of columns
+GradientSketches = Mapping[tuple[int, Part], Tensor]  # what a peer measured of its gradients, by block and part
 
 
 def quantise_slot(x: Tensor, slot: Slot) -> Grid:
@@ -53,9 +53,8 @@ def _noise_seed(x: Tensor, slot: Slot) -> int:
 
 
 def gradient_grid(slot: Slot, gradients: GradientSketches) -> Grid:
-    """Round one side of a gradient sketch. It only aims a basis, so no residual is kept."""
-    left, right = gradients[slot.block]
-    return quantise_slot(left if slot.part in (Part.GRADIENT_LEFT, Part.ENERGY_LEFT) else right, slot)
+    """Round what was measured of gradients. It only aims a basis, so no residual is kept."""
+    return quantise_slot(gradients[slot.block, slot.part], slot)
 
 
 def moment_grid(slot: Slot, state: BlockState, inner: InnerOptimizer) -> Grid:

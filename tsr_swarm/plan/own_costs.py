@@ -77,11 +77,14 @@ def own_exchange(config: RunConfig, blocks: Sequence[Block], shares: Shares) -> 
 def raw_bytes(config: RunConfig, blocks: Sequence[Block], slots_of: _SlotsOf) -> list[Mapping[str, int]]:
     """Return the bytes of each round by payload kind, before compression.
 
-    The rounds are those of one common period of refreshes and moments. ``slots_of``: upload_slots or published_slots.
+    The rounds are those of one common period of refreshes and moments, the second one: the first round of a run still
+    lacks what ends a refresh. ``slots_of``: upload_slots or published_slots.
     """
     by_due: dict[Due, Mapping[str, int]] = {}
     rounds = []
-    for round in range(1, _window(config, blocks) + 1):
+    window = _window(config, blocks)
+    first = 1 if window == MOST_ROUNDS else window + 1
+    for round in range(first, first + window):
         due = due_blocks(config, blocks, round)
         if due not in by_due:
             by_due[due] = _by_kind(slots_of(blocks, due, config.wire))
@@ -161,8 +164,10 @@ def wire_shares(config: RunConfig, peers: int) -> Shares:
     sent: dict[str, float] = {}
     received: dict[str, float] = {}
     periods = config.periods
-    all_due = replace(due_blocks(config, _SAMPLE, 1), first=periods.k_u != 0, second=periods.k_v != 0)
-    for due in dict.fromkeys((all_due, Due())):
+    # the sample's one matrix sends its range in the first round of a refresh, its projection in the second
+    dues = [due_blocks(config, _SAMPLE, round) for round in (1, 2)]
+    all_due = [replace(due, first=periods.k_u != 0, second=periods.k_v != 0) for due in dues]
+    for due in dict.fromkeys((*all_due, Due())):
         uploads = upload_slots(_SAMPLE, due, config.wire)
         peer_grids = [_draw(uploads, generator) for _ in range(min(peers, _MOST_PEERS))]
         mean = {slot: torch.stack([grids[slot].numbers() for grids in peer_grids]).mean(0) for slot in uploads}

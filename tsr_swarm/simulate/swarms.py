@@ -118,7 +118,7 @@ class OwnSwarm:
         self._round, self._chain = plan.round, header.chain.hex()
         return ExchangeResult(
             traffic=ExchangeBytes({kind: count / len(work) for kind, count in sent.items()}, received, ROUND_TRIPS),
-            extra_steps=self._config.periods.micro_batches if plan.due.aim or plan.due.choose else 0,
+            extra_steps=self._config.periods.micro_batches if plan.due.of_gradients else 0,
             tokens=sum(contribution.tokens for contribution in contributions.values()),
             losses=tuple(c.local_loss for c in contributions.values() if c.local_loss == c.local_loss),
             digest=digest,

@@ -114,9 +114,10 @@ def _in_order(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _max_state_bytes(manifest: Manifest) -> int:
-    """The most bytes that a state of this run can have: float32 weights, int16 bases, and the header of names."""
-    numbers = sum(4 * b.size + (2 * b.basis_size if b.is_low_rank else 0) for b in manifest.blocks)
-    return numbers + sum(3 * (len(block.name) + 256) for block in manifest.blocks) + 4096
+    """The most bytes that a state of this run can have: float32 weights, int16 bases and ranges, header of names."""
+    integers = sum(b.basis_size + b.sketch_width * b.rows for b in manifest.blocks if b.is_low_rank)
+    numbers = sum(4 * block.size for block in manifest.blocks) + 2 * integers
+    return numbers + sum(4 * (len(block.name) + 256) for block in manifest.blocks) + 4096
 
 
 class StateAssembly:

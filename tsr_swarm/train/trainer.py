@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from tsr_swarm.config.blocks import Block
-from tsr_swarm.config.layout import Slot
+from tsr_swarm.config.layout import Part, PayloadKind, Slot, upload_slots
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.lowrank.dct import column_energies
 from tsr_swarm.lowrank.grid import Grid
-from tsr_swarm.lowrank.sketch import Captured, tangent_of
+from tsr_swarm.lowrank.randomized_svd import draw_test_matrix, known_range, projection, range_sketch
+from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.core_space import CoreSpace
 from tsr_swarm.optim.full_space import FullSpace
@@ -173,20 +173,20 @@ class Trainer:
         return float(loss.detach()) if bool(torch.isfinite(norm)) else None
 
     def _gradient_sketches(self, plan: RoundPlan, should_stop: Callable[[], bool]) -> GradientSketches:
-        """Measure gradients for blocks that are aimed or chosen: means over clipped micro-batches at the consensus.
+        """Measure what ``plan`` asks of gradients: means over clipped micro-batches at the consensus.
 
-        ``(G V, G^T U)`` of aimed blocks, the energies of the gradient's columns of chosen ones. Each micro-batch is
-        measured as it comes, and G itself is never kept.
+        Each micro-batch is measured as it comes, and G itself is never kept.
         """
-        blocks = sorted(plan.due.aim | plan.due.choose)
-        if not blocks:
+        due = plan.due
+        if not due.of_gradients:
             return {}
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(self.consensus.weights[name])
-        like = torch.empty(0, dtype=torch.float32, device=self._device)
-        bases = {index: self.consensus.bases[index].factors(like) for index in plan.due.aim}
-        sums = {index: _zeros(self.manifest.blocks[index], bases.get(index)) for index in blocks}
+        blocks, wire = self.manifest.blocks, self.manifest.config.wire
+        slots = [slot for slot in upload_slots(blocks, due, wire) if slot.part.kind is PayloadKind.GRADIENT]
+        sums = {(slot.block, slot.part): torch.zeros(slot.rows, slot.cols, device=self._device) for slot in slots}
+        factors = {key: self._factor(*key, plan) for key in sums}
         count = 0
         for micro in range(1, self.manifest.config.periods.micro_batches + 1):
             if should_stop():
@@ -194,24 +194,23 @@ class Trainer:
             if self._backward(self.batches(plan.first_step, micro).to(self._device)) is None:
                 continue
             count += 1
-            for index in blocks:
-                left, right = self._measure(index, bases.get(index))
-                sums[index] = sums[index][0] + left, sums[index][1] + right
-        count = max(count, 1)  # zeros if no batch gave a finite gradient
-        return {index: (left / count, right / count) for index, (left, right) in sums.items()}
+            for (index, part), factor in factors.items():
+                sums[index, part] += self._measure(index, part, factor)
+        return {key: total / max(count, 1) for key, total in sums.items()}  # zeros if no gradient was finite
 
-    def _measure(self, index: int, basis: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    def _factor(self, index: int, part: Part, plan: RoundPlan) -> Tensor | None:
+        """Return what gradients are multiplied by: the test matrix of a range sketch, the range of a projection."""
+        basis, block = self.consensus.bases[index], self.manifest.blocks[index]
+        if part is Part.RANGE:
+            right = basis.right_float().to(self._device)
+            return draw_test_matrix(right, width=block.sketch_width, seed=plan.seed, block=index, round=plan.round)
+        if part is Part.PROJECTION:
+            return known_range(basis, block.sketch_width).to(self._device, torch.float32)
+        return None
+
+    def _measure(self, index: int, part: Part, factor: Tensor | None) -> Tensor:
         gradient = self._parameters[self.manifest.blocks[index].name].grad
         assert gradient is not None, "every low-rank block takes part in the loss"
-        if basis is not None:
-            return tangent_of(gradient, *basis)
-        left, right = column_energies(gradient)
-        return left[None], right[None]
-
-
-def _zeros(block: Block, basis: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-    """Zeros of the shape of a measured gradient."""
-    if basis is None:
-        return torch.zeros(1, block.rows), torch.zeros(1, block.cols)
-    u, v = basis
-    return u.new_zeros(block.rows, v.shape[1]), v.new_zeros(block.cols, u.shape[1])
+        if factor is not None:
+            return (range_sketch if part is Part.RANGE else projection)(gradient, factor)
+        return column_energies(gradient if part is Part.ENERGY_LEFT else gradient.mT)[None].to(gradient)

@@ -109,7 +109,7 @@ def max_published_bytes(manifest: Manifest) -> int:
     low_rank = frozenset(i for i, block in enumerate(manifest.blocks) if block.is_low_rank)
     worst: Counter[int] = Counter()
     moments = Due(first=manifest.config.periods.k_u != 0, second=manifest.config.periods.k_v != 0)
-    aims = (moments, replace(moments, aim=low_rank), replace(moments, choose=low_rank))
+    aims = (moments, replace(moments, range=low_rank, project=low_rank), replace(moments, choose=low_rank))
     for due in (*aims, *(replace(due, tangent=low_rank) for due in aims)):
         sizes: Counter[int] = Counter()
         for slot in published_slots(manifest.blocks, due, manifest.config.wire):

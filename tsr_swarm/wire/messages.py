@@ -175,7 +175,8 @@ def plan_to_proto(plan: RoundPlan) -> pb.RoundPlan:
     return pb.RoundPlan(
         **_values(plan, _PLAN_FIELDS),
         tangent=sorted(plan.due.tangent),
-        aim=sorted(plan.due.aim),
+        range=sorted(plan.due.range),
+        project=sorted(plan.due.project),
         parent=bytes.fromhex(plan.parent),
         choose=sorted(plan.due.choose),
         draw=[block for block, _ in plan.due.draw],
@@ -197,14 +198,15 @@ def plan_from_proto(message: pb.RoundPlan, blocks: Sequence[Block]) -> RoundPlan
     require_between("seed", message.seed, 0, MAX_SEED)
     due = Due(
         tangent=_due(message.tangent, "tangent", blocks),
-        aim=_due(message.aim, "aim", blocks),
+        range=_due(message.range, "range", blocks),
+        project=_due(message.project, "project", blocks),
         choose=_due(message.choose, "choose", blocks),
         draw=_draws(message, blocks),
         first=message.first,
         second=message.second,
     )
-    both = sorted(due.aim & due.choose)
-    require(not both, "choose", both[:8], "none of the blocks in aim")
+    both = sorted(due.choose & (due.range | due.project))
+    require(not both, "choose", both[:8], "none of the blocks in range and project")
     return RoundPlan(**_values(message, _PLAN_FIELDS), due=due, parent=message.parent.hex())
 
 
@@ -304,7 +306,7 @@ def chain_hash(
         parent,
         _numbers([plan.round, plan.first_step, plan.steps]),
         struct.pack("<ddd", plan.lr_first, plan.lr_last, plan.decay),
-        *(_numbers(sorted(blocks)) for blocks in (due.tangent, due.aim, due.choose)),
+        *(_numbers(sorted(blocks)) for blocks in (due.tangent, due.range, due.project, due.choose)),
         _numbers([due.first, due.second]),
         _numbers([plan.seed, *(value for pair in due.draw for value in pair)]),
         bytes.fromhex(plan.parent),
@@ -331,8 +333,8 @@ def _numbers(values: Sequence[int]) -> bytes:
 
 def _draws(message: pb.RoundPlan, blocks: Sequence[Block]) -> tuple[tuple[int, int], ...]:
     drawn = _due(message.draw, "draw", blocks)
-    both = sorted(drawn & {*message.aim, *message.tangent, *message.choose})
-    require(not both, "draw", both[:8], "none of the blocks in tangent, aim or choose")
+    both = sorted(drawn & {*message.range, *message.project, *message.tangent, *message.choose})
+    require(not both, "draw", both[:8], "none of the blocks in tangent, range, project or choose")
     require(len(message.draw_numbers) == len(drawn), "draw_numbers", len(message.draw_numbers), f"{len(drawn)} of them")
     return tuple(zip(message.draw, message.draw_numbers, strict=True))
 

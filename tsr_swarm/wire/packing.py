@@ -4,9 +4,9 @@ Of 8, 12, 16 or 24 bits, as planes: two's complement, the least significant byte
 what the high bytes of small numbers have in common: orthonormal 12-bit bases come out about a tenth smaller than with
 pairs packed into three bytes.
 
-Of 2, 3 or 4 bits, as digits that number the legal values 0, 1, -1, 2, -2 ...: 3 values of 2 bits, five a byte; 7 or 15
-of 3 or 4 bits, two a byte. A byte holds whole digits, floor(log_base 256) of them, so that the bytes of random digits
-are as random, and zstd's Huffman code, which sees bytes, comes near the entropy of the digits.
+Of 2 to 6 bits, as digits that number the legal values 0, 1, -1, 2, -2 ...: 3 values of 2 bits, five a byte; 7 or 15
+of 3 or 4 bits, two a byte; of more, one. A byte holds whole digits, floor(log_base 256) of them, so that the bytes of
+random digits are as random, and zstd's Huffman code, which sees bytes, comes near the entropy of the digits.
 
 Mostly zeros, as runs: three streams, to be compressed apart. Runs, one byte each: 1 + the zeros before a non-zero, up
 to 254; 255 for 254 zeros without a non-zero yet; 0 at the end. Levels: the non-zeros as digits, 2 (|q| - 1) + (q < 0).
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tsr_swarm.config.layout import FEW_BITS, digits_per_byte, levels, packed_bytes
 from tsr_swarm.errors import PeerError
 
-PACKED_BITS = (2, 3, 4, 8, 12, 16, 24)
+PACKED_BITS = (2, 3, 4, 5, 6, 8, 12, 16, 24)
 _LONGEST = 254  # the zeros of a byte of 255
 _END = b"\x00"
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.bench.finetune.dataset import Share
-from tsr_swarm.config.layout import BASIS_BITS
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import RunConfig
+from tsr_swarm.lowrank.exact import BASIS_BITS
 from tsr_swarm.optim.periods import are_drawn
 from tsr_swarm.simulate.run_spec import OWN, RunSpec
 from tsr_swarm.simulate.swarms import RUN_ID, BaselineSwarm, OwnSwarm, Stream, Task

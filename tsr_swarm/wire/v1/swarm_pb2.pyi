@@ -131,7 +131,7 @@ class StateChunk(_message.Message):
     def __init__(self, index: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class RoundPlan(_message.Message):
-    __slots__ = ("round", "first_step", "steps", "lr_first", "lr_last", "decay", "tangent", "aim", "parent", "draw", "draw_numbers", "seed", "choose", "first", "second")
+    __slots__ = ("round", "first_step", "steps", "lr_first", "lr_last", "decay", "tangent", "parent", "draw", "draw_numbers", "seed", "choose", "first", "second", "range", "project")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -139,7 +139,6 @@ class RoundPlan(_message.Message):
     LR_LAST_FIELD_NUMBER: _ClassVar[int]
     DECAY_FIELD_NUMBER: _ClassVar[int]
     TANGENT_FIELD_NUMBER: _ClassVar[int]
-    AIM_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
     DRAW_FIELD_NUMBER: _ClassVar[int]
     DRAW_NUMBERS_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +146,8 @@ class RoundPlan(_message.Message):
     CHOOSE_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
     SECOND_FIELD_NUMBER: _ClassVar[int]
+    RANGE_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
     round: int
     first_step: int
     steps: int
@@ -154,7 +155,6 @@ class RoundPlan(_message.Message):
     lr_last: float
     decay: float
     tangent: _containers.RepeatedScalarFieldContainer[int]
-    aim: _containers.RepeatedScalarFieldContainer[int]
     parent: bytes
     draw: _containers.RepeatedScalarFieldContainer[int]
     draw_numbers: _containers.RepeatedScalarFieldContainer[int]
@@ -162,7 +162,9 @@ class RoundPlan(_message.Message):
     choose: _containers.RepeatedScalarFieldContainer[int]
     first: bool
     second: bool
-    def __init__(self, round: _Optional[int] = ..., first_step: _Optional[int] = ..., steps: _Optional[int] = ..., lr_first: _Optional[float] = ..., lr_last: _Optional[float] = ..., decay: _Optional[float] = ..., tangent: _Optional[_Iterable[int]] = ..., aim: _Optional[_Iterable[int]] = ..., parent: _Optional[bytes] = ..., draw: _Optional[_Iterable[int]] = ..., draw_numbers: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., choose: _Optional[_Iterable[int]] = ..., first: _Optional[bool] = ..., second: _Optional[bool] = ...) -> None: ...
+    range: _containers.RepeatedScalarFieldContainer[int]
+    project: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, round: _Optional[int] = ..., first_step: _Optional[int] = ..., steps: _Optional[int] = ..., lr_first: _Optional[float] = ..., lr_last: _Optional[float] = ..., decay: _Optional[float] = ..., tangent: _Optional[_Iterable[int]] = ..., parent: _Optional[bytes] = ..., draw: _Optional[_Iterable[int]] = ..., draw_numbers: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., choose: _Optional[_Iterable[int]] = ..., first: _Optional[bool] = ..., second: _Optional[bool] = ..., range: _Optional[_Iterable[int]] = ..., project: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Record(_message.Message):
     __slots__ = ("round", "chain", "parent", "voters")
