@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from tsr_swarm.baselines.registry import METHODS, default_settings
+from tsr_swarm.baselines.registry import METHODS, default_settings, named_settings
 from tsr_swarm.config.coerce import nearest, require
 from tsr_swarm.config.load import apply_overrides, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
@@ -103,7 +103,7 @@ class RunSpec:
         else:
             optimizer = config["optimizer"]
             document["optimizer"] = {key: optimizer[key] for key in ("lr", "warmup_steps", "decay_steps", "clip")}
-            document["settings"] = {**default_settings(self.method), **self.settings}
+            document["settings"] = named_settings(self.method, self.settings)
         as_json: dict[str, Any] = json.loads(json.dumps(document))
         return as_json
 
