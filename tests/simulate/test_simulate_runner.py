@@ -273,3 +273,13 @@ def test_plots_are_pictures_also_of_runs_without_an_end(tmp_path: Path) -> None:
         assert path.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(RunError, match="cannot be written"):
         write_plots(entries(results), LINK, tmp_path / "absent")
+
+
+@pytest.mark.parametrize("method", ["tsr", "ddp"])
+def test_products_in_bfloat16_are_another_run_with_nearly_the_same_losses(method: str, tmp_path: Path) -> None:
+    [plain] = study(tmp_path, [method], seeds=[0])
+    mixed = replace(plain, autocast=True)
+    assert plain.name != mixed.name
+    losses = [run_one(spec).loss for spec in (plain, mixed)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)

@@ -136,6 +136,8 @@ def heterogeneity_text(conditions: Mapping[str, Any]) -> str:
         said.append("each peer has a different kind of text")
     if conditions.get("vocabulary"):
         said.append(f"the text is in {conditions['vocabulary']} BPE tokens, learned from its training part")
+    if conditions.get("autocast"):
+        said.append("models multiply matrices in bfloat16 (autocast)")
     return "; ".join(said)
 
 

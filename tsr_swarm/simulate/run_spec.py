@@ -34,6 +34,7 @@ class RunSpec:
     schedule: str = "cosine"  # down to a tenth of the rate over the whole run, or constant; both after the warm-up
     eval_every: int = 0  # steps; 0: ten times a run
     heterogeneity: Heterogeneity = field(default_factory=Heterogeneity)
+    autocast: bool = False  # matrix products of the models in bfloat16 (torch.autocast); weights stay float32
     exact: bool = False  # own method: every peer keeps its own consensus and opens every round itself
 
     def __post_init__(self) -> None:
@@ -84,6 +85,8 @@ class RunSpec:
         conditions = asdict(self.heterogeneity)
         if not conditions["vocabulary"]:
             del conditions["vocabulary"]
+        if self.autocast:
+            conditions["autocast"] = True
         document: dict[str, Any] = {
             "method": self.method,
             "peers": self.peers,
