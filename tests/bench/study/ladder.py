@@ -67,7 +67,9 @@ class Rung:
     seeds: tuple[int, ...]
     arms: tuple[str, ...]
     vocabulary: int = 0  # BPE tokens; 0: bytes
-    autocast: bool = False  # where a step was measured to take less time than in float32
+    # Where it was measured to be faster: one core of an AMD EPYC with AVX-512 BF16 takes 18, 48 and 123 ms in float32
+    # for the gradient of four sequences at the three sizes of LADDER, and 26, 38 and 72 ms under autocast.
+    autocast: bool = False
 
     def config(self, *overrides: str) -> RunConfig:
         table = tomllib.loads((HERE / self.setting).read_text("utf-8"))

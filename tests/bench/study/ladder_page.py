@@ -1,7 +1,8 @@
 """The page of the ladder: each arm's loss, bytes and distance from the reference by size of model."""
 
+import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.bench.study.comparison import loss_of, paired_differences
@@ -13,11 +14,11 @@ from tests.bench.tables import header, table
 from tsr_swarm.simulate.result import RunResult, write_text
 from tsr_swarm.telemetry.text import seconds_text
 
-CHANCE = 0.03  # nats: smaller changes of a distance are not told apart from chance
+CHANCE = 0.02  # of a loss: smaller changes of a distance are not told apart from chance
 READING = f"""\
 Distance: final held-out loss minus that of the reference with the same seed, nats a token; mean over the seeds, range \
-in brackets. Trend: of the distance from the smallest size done to the largest; it stays where it changes by under \
-{CHANCE:g}. The first size is in bytes and the others in BPE tokens, so losses are compared down a column only."""
+in brackets. Trend: of the distance as a share of the reference's loss, from the smallest size done to the largest, \
+because a nat a byte is not a nat a BPE token; it stays where the share changes by under {CHANCE:.0%}."""
 
 
 def write_ladder(ladder: Ladder, store: RunStore, folder: Path) -> Path:
@@ -79,7 +80,7 @@ def _distances(ladder: Ladder, store: RunStore) -> list[str]:
             differences_text(values, len(rung.seeds)) if arm.name in rung.arms else "-"
             for rung, values in zip(ladder.rungs, found, strict=True)
         ]
-        rows.append((arm.name, *cells, trend_text([statistics.fmean(values) for values in found if values])))
+        rows.append((arm.name, *cells, trend_text(_shares(ladder, store, found))))
     return table(("arm", *map(size_text, ladder.rungs), "trend"), rows)
 
 
@@ -89,12 +90,25 @@ def _distance(ladder: Ladder, store: RunStore, rung: Rung, name: str) -> list[fl
     return paired_differences(*(ladder.finished(store, rung, each) for each in (name, ladder.reference)))
 
 
-def trend_text(distances: list[float]) -> str:
-    """Say what becomes of a distance from the first size to the last of those done."""
-    if len(distances) < 2:
+def _shares(ladder: Ladder, store: RunStore, found: Sequence[Sequence[float]]) -> list[float]:
+    """Mean distances as shares of the reference's mean loss, of those sizes that are done."""
+    shares = []
+    for rung, values in zip(ladder.rungs, found, strict=True):
+        if values:
+            reference = map(loss_of, ladder.finished(store, rung, ladder.reference))
+            shares.append(statistics.fmean(values) / statistics.fmean(reference))
+    return shares
+
+
+def trend_text(shares: Sequence[float]) -> str:
+    """Say what becomes of a distance from the first size to the last of those done; shares of the reference's loss."""
+    if len(shares) < 2:
         return PENDING
-    change = distances[-1] - distances[0]
-    return f"{'stays' if abs(change) < CHANCE else 'grows' if change > 0 else 'shrinks'} ({change:+.3f})"
+    if not all(map(math.isfinite, shares)):
+        return "diverged"
+    first, last = shares[0], shares[-1]
+    word = "stays" if abs(last - first) < CHANCE else "grows" if last > first else "shrinks"
+    return f"{word}: {first:+.1%} to {last:+.1%}"
 
 
 def _losses(ladder: Ladder, store: RunStore) -> list[str]:

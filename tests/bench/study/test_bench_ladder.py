@@ -1,5 +1,6 @@
 """The ladder: every arm can be run at every size, a small one runs to its end, and its page says what it found."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,19 +103,20 @@ def test_the_page_tells_distances_by_size_and_what_becomes_of_them(tmp_path: Pat
                 if store.load(spec) is None:
                     save(store, spec, 2.0 + 0.1 * spec.seed + (0.1 * number if name == "lean" else 0.0))
     text = write_ladder(LADDER, store, tmp_path).read_text("utf-8")
-    assert "| lean | +0.000 (+0.000 to +0.000) | +0.100 (+0.100 to +0.100) | +0.200 | grows (+0.200) |" in text
-    assert "| rich | +0.000 (+0.000 to +0.000) | +0.000 (+0.000 to +0.000) | - | stays (+0.000) |" in text
+    assert "| lean | +0.000 (+0.000 to +0.000) | +0.100 (+0.100 to +0.100) | +0.200 | grows: +0.0% to +10.0% |" in text
+    assert "| rich | +0.000 (+0.000 to +0.000) | +0.000 (+0.000 to +0.000) | - | stays: +0.0% to +0.0% |" in text
     assert "pending" not in text
     assert "at an edge" not in text
 
 
 @pytest.mark.parametrize(
-    ("distances", "words"),
-    [([], "pending"), ([0.1], "pending"), ([0.1, 0.5, 0.3], "grows (+0.200)"), ([0.3, 0.1], "shrinks (-0.200)"),
-     ([0.1, 0.11], "stays (+0.010)")],
+    ("shares", "words"),
+    [([], "pending"), ([0.1], "pending"), ([0.1, 0.5, 0.3], "grows: +10.0% to +30.0%"),
+     ([0.3, 0.1], "shrinks: +30.0% to +10.0%"), ([0.1, 0.11], "stays: +10.0% to +11.0%"),
+     ([0.1, math.inf], "diverged")],
 )  # fmt: skip
-def test_a_trend_is_that_from_the_first_size_to_the_last(distances: list[float], words: str) -> None:
-    assert trend_text(distances) == words
+def test_a_trend_is_that_from_the_first_size_to_the_last(shares: list[float], words: str) -> None:
+    assert trend_text(shares) == words
 
 
 def test_the_published_page_follows_from_the_stored_runs(tmp_path: Path) -> None:
