@@ -5,6 +5,7 @@ import torch
 
 from tests.baselines.problem import Pull, SlowAdam, make, play
 from tsr_swarm.baselines.registry import default_settings
+from tsr_swarm.errors import ConfigError
 
 NAME = "a.weight"
 NUMBERS = 72 + 48 + 48 + 60 + 6
@@ -87,3 +88,30 @@ def test_automatic_periods_average_second_moments_less_often():
     assert [sorted(t.sent) for t in traffic] == [["first_moment", "weights"]] * 2 + [
         ["first_moment", "second_moment", "weights"]
     ]
+
+
+@pytest.mark.parametrize("name", ["des-loc", "local-adam", "lordo"])
+@pytest.mark.parametrize(("bits", "tolerance"), [(16, 0.02), (8, 0.02), (4, 0.35), (3, 0.4), (2, 0.5)])
+def test_few_bits_follow_the_float_run(name, bits, tolerance):
+    problem = Pull()
+    exact, coarse = (make(name, problem, k_x=2, bits=width) for width in (32, bits))
+    traffic = [play(method, problem, 15) for method in (exact, coarse)]
+    moved = torch.linalg.vector_norm(exact.consensus - exact.flat.vector(problem.start))
+    assert torch.linalg.vector_norm(exact.consensus - coarse.consensus) < tolerance * moved
+    for whole, few in zip(*traffic, strict=True):
+        assert few.sent["weights"] < whole.sent["weights"]
+        assert all(few.sent[kind] == whole.sent[kind] / 2 for kind in whole.sent if kind != "weights"), "bfloat16"
+
+
+def test_the_papers_periods_are_multiples_of_the_period():
+    traffic = play(make("des-loc", Pull(), k_x=2, k_u="3x", k_v="6x"), Pull(), 6)
+    kinds = [sorted(kind.partition("_")[0] for kind in t.sent) for t in traffic]
+    assert kinds == [["weights"]] * 2 + [["first", "weights"]] + [["weights"]] * 2 + [["first", "second", "weights"]]
+
+
+@pytest.mark.parametrize("period", ["0x", "x", "3y", "-1x", 3, 0])
+def test_a_period_that_is_no_multiple_is_refused(period):
+    with pytest.raises(
+        ConfigError, match=r"des-loc.k_u = .*it must be a multiple of k_x = 2, in steps or as in \"3x\""
+    ):
+        make("des-loc", Pull(), k_x=2, k_u=period)

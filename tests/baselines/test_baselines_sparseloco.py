@@ -81,15 +81,15 @@ def test_senders_divides_by_those_who_sent():
 
 
 def test_bytes_of_the_published_operating_point():
-    # 64 of 4096 at 12 + 2 bits, and two float32 magnitudes: 112 + 8 bytes a chunk
-    assert payload_bytes(FlatParameters({"w": (4096, 3)}), SparseLoCoSettings()) == 3 * 120
-    # a shorter chunk at the end: round(100 / 64) = 2 of 100, at 7 + 2 bits
-    assert payload_bytes(FlatParameters({"w": (4196,)}), SparseLoCoSettings()) == 120 + math.ceil((2 * 9 + 64) / 8)
-    # where half of the entries are sent, positions cost a bit an entry
-    half = SparseLoCoSettings(density=0.5)
-    assert payload_bytes(FlatParameters({"w": (4096,)}), half) == (4096 + 2 * 2048) / 8 + 8
+    # 64 of 4096: 472 bits for C(4096, 64) sets, 64 values of 2 bits, two float32 magnitudes
+    assert payload_bytes(FlatParameters({"w": (4096, 3)}), SparseLoCoSettings()) == 3 * (472 + 128 + 64) / 8
+    # a shorter chunk at the end: round(100 / 64) = 2 of 100, one of 4950 pairs
+    short = 13 + 2 * 2 + 64
+    assert payload_bytes(FlatParameters({"w": (4196,)}), SparseLoCoSettings()) == math.ceil(
+        (472 + 128 + 64 + short) / 8
+    )
     whole = SparseLoCoSettings(density=1, value_bits=32)
-    assert payload_bytes(FlatParameters({"w": (10,)}), whole) == math.ceil(10 / 8) + 40
+    assert payload_bytes(FlatParameters({"w": (10,)}), whole) == 40, "where all are sent, there is one set"
 
 
 def test_each_peer_downloads_the_payloads_of_all_others():

@@ -35,7 +35,7 @@ TINY = ["model.hidden_size=32", "model.intermediate_size=48", "model.num_hidden_
         pytest.param(step.main, "--model tiny --repeats 1 --threads 1", "step.md", id="step"),
         pytest.param(optimizer.main, "--seeds 0 --steps 2 --ranks 16 --rates 0.003", "optimizer.md", id="optimizer"),
         pytest.param(payloads.main, "--sources normal --bits 2", "payloads.md", id="payloads"),
-        pytest.param(study.main, "--stage table", "study.md", id="study"),
+        pytest.param(study.main, "table", "study.md", id="study"),
         pytest.param(scale.main, "--sizes 2", "scale.md", id="scale"),
         pytest.param(
             measure.main,
@@ -129,7 +129,7 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
 
     def stop_in_the_long_runs(news: Progress) -> None:
         finished.extend([news.name] if news.finished else [])
-        if len(finished) == 6:  # five rates of two candidates, and the first long run of ours
+        if news.finished and news.finished.spec["steps"] == small.final_steps:  # the first of them
             raise KeyboardInterrupt
 
     runs, page = tmp_path / "runs.jsonl", tmp_path / "study-full.md"
@@ -145,8 +145,11 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
         study.run_stage(
             small, RunStore(runs), tmp_path, progress=lambda news: finished.extend([news.name] * bool(news.finished))
         )
-    assert len(finished) == len(set(finished)) == 9
-    assert RunStore(runs).results.keys() == set(finished)
+    store = RunStore(runs)
+    assert len(finished) == len(set(finished))
+    assert store.results.keys() == set(finished)
+    assert sum(run.spec["steps"] == small.final_steps for run in store.results.values()) == 4
+    assert not small.missing_searches(store)
     text = page.read_text("utf-8")
     assert "of 2 seeds" not in text
     assert "each peer has a different kind of text; the text is in 270 BPE tokens" in text

@@ -41,7 +41,9 @@ def test_a_simulation_leaves_its_runs_a_table_and_plots_and_is_not_done_twice(
 
     assert run([*FEW, "--lr", "1e-2,3e-3", "--seeds", "0,1", "--json", "--up", "5mbit", "--no-plots"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["event"] for line in lines] == ["simulation_finished"], "on another line nothing is run again"
+    assert [line["event"] for line in lines] == ["warning", "simulation_finished"], (
+        "on another line nothing is run again"
+    )
     again = json.loads(Path("out/results.json").read_text())
     assert [run["digests"] for run in again["runs"]] == [run["digests"] for run in results["runs"]]
     assert again["runs"][0]["curve"][-1]["seconds"] > results["runs"][0]["curve"][-1]["seconds"]
@@ -60,8 +62,9 @@ def test_a_simulation_says_once_what_of_its_text_is_not_read(jobs: str, capsys: 
     Path("text/a.parquet").write_bytes(b"PAR1\x15\x04")
     assert run([*FEW, "--json", "--no-plots", "--jobs", jobs]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    [warning] = [line["message"] for line in lines if line["event"] == "warning"]
-    assert "left out: 1 Parquet (a.parquet;" in warning
+    unread, untuned = [line["message"] for line in lines if line["event"] == "warning"]
+    assert "left out: 1 Parquet (a.parquet;" in unread
+    assert "diloco (only 0.01 tried)" in untuned
 
 
 def test_an_interrupted_simulation_says_how_to_go_on_and_does(
@@ -83,7 +86,7 @@ def test_an_interrupted_simulation_says_how_to_go_on_and_does(
     assert run([*FEW, "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(line["event"], line.get("method")) for line in lines] == [
-        ("run_simulated", "diloco"), ("simulation_finished", None),
+        ("run_simulated", "diloco"), ("warning", None), ("simulation_finished", None),
     ]  # fmt: skip
     assert set(lines[0]) >= {"loss", "lr", "seed", "sent", "received", "seconds", "seconds_left", "done", "total"}
 

@@ -18,9 +18,9 @@ from tests.swarm_rig import tiny_config
 from tsr_swarm.config.link import Link
 from tsr_swarm.config.run import OptimizerConfig, RunConfig, RunSection, WireConfig
 from tsr_swarm.errors import ConfigError, RunError
-from tsr_swarm.simulate.compare import entries, loss_after
+from tsr_swarm.simulate.compare import best_of_methods, entries, loss_after, untuned_text
 from tsr_swarm.simulate.engine import run_one
-from tsr_swarm.simulate.plots import spread, write_plots
+from tsr_swarm.simulate.plots import spread, title_of, write_plots
 from tsr_swarm.simulate.report import document, equal_seconds, markdown, settings_text
 from tsr_swarm.simulate.result import Point, ResultStore, RunResult
 from tsr_swarm.simulate.run_spec import RunSpec, specs_of
@@ -164,11 +164,37 @@ def test_the_best_rate_is_that_of_the_lowest_median_and_a_diverged_run_never_win
         made_up("tsr", 0.1, 0, [5.0, 2.5]),
     ]
     first, second = entries(results)
-    assert (first.method, first.lr, first.rates, first.loss) == ("diloco", 0.1, 2, 2.0)
+    assert (first.method, first.lr, first.rates, first.loss) == ("diloco", 0.1, (0.1, 0.2), 2.0)
     assert first.losses == (1.0, 2.0, 3.0)
     assert [run.seed for run in first.runs] == [0, 1, 2]
     assert (second.label, second.sent, second.dense_bytes) == ("tsr", 1e6, 8e7)
     assert math.isinf(entries(results[3:6])[0].loss)
+
+
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        ({0.1: 2.0}, "diloco (only 0.1 tried)"),
+        ({0.1: 2.0, 0.2: 3.0, 0.4: 4.0}, "diloco (0.1 is the lowest tried)"),
+        ({0.1: 4.0, 0.2: 3.0, 0.4: 2.0}, "diloco (0.4 is the highest tried)"),
+        ({0.1: 4.0, 0.2: 3.0, 0.4: None}, ""),
+    ],
+)
+def test_a_rate_without_a_worse_neighbour_on_either_side_is_not_tuned(
+    losses: dict[float, float | None], words: str
+) -> None:
+    found = entries([made_up("diloco", lr, 0, [5.0, loss]) for lr, loss in losses.items()])
+    said = untuned_text(found)
+    assert said == (f"Rates are not tuned, and a better loss may lie beyond: {words}." if words else "")
+    assert said in markdown(found, LINK, "tsr-swarm simulate")
+
+
+def test_the_best_of_each_method_stands_out() -> None:
+    results = [made_up("tsr", 0.1, 0, [5.0, 2.2]), made_up("diloco", 0.1, 0, [5.0, 2.0])]
+    worse = made_up("diloco", 0.1, 0, [5.0, 2.1])
+    results.append(replace(worse, name="other", spec={**worse.spec, "settings": {**worse.spec["settings"], "bits": 2}}))
+    assert [entry.label for entry in best_of_methods(entries(results))] == ["diloco (bits 32)", "tsr"]
+    assert title_of(results) == "1M parameters, 4 peers, 10 steps, 0.0001M tokens"
 
 
 def test_entries_of_one_method_are_told_apart_by_what_differs() -> None:
@@ -247,3 +273,13 @@ def test_plots_are_pictures_also_of_runs_without_an_end(tmp_path: Path) -> None:
         assert path.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(RunError, match="cannot be written"):
         write_plots(entries(results), LINK, tmp_path / "absent")
+
+
+@pytest.mark.parametrize("method", ["tsr", "ddp"])
+def test_products_in_bfloat16_are_another_run_with_nearly_the_same_losses(method: str, tmp_path: Path) -> None:
+    [plain] = study(tmp_path, [method], seeds=[0])
+    mixed = replace(plain, autocast=True)
+    assert plain.name != mixed.name
+    losses = [run_one(spec).loss for spec in (plain, mixed)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)

@@ -7,12 +7,12 @@ W (p, q), p <= q (else its transpose), with basis Q (p, r):
     W <- W - lr [(1 - omega) G / (mu (sqrt(v) + eps)) + omega Q (u / (sqrt(v) + eps))]
 
 every k_x steps the weights are averaged and Q <- the r leading directions of the mean displacement; u and v are
-averaged every k_u and k_v steps, as in DES-LOC. Weights travel whole; Q is not sent: all peers compute it
-from the mean. Departures and readings (of the equations; the paper's text was not at hand): v (r, q) divides the
-full-rank G as the root of its mean over r, one number a column; moments are bias-corrected and turn with a new Q by
-LDAdam's rule (arXiv 2410.16103, R = Q_new^T Q_old); the first Q of "global" is random. "local": each peer takes Q from
-its own first gradient of a round, and keeps its low-rank moments, whose coordinates mean nothing to others. Embedding,
-head, vectors and matrices with p <= r: dense AdamW, whose moments follow the same periods.
+averaged every k_u and k_v steps, as in DES-LOC. Weights travel whole, in few ``bits`` as there; Q is not sent: all
+peers compute it from the published mean. Departures and readings (of the equations; the paper's text was not at hand):
+v (r, q) divides the full-rank G as the root of its mean over r, one number a column; moments are bias-corrected and
+turn with a new Q by LDAdam's rule (arXiv 2410.16103, R = Q_new^T Q_old); the first Q of "global" is random. "local":
+each peer takes Q from its own first gradient of a round, and keeps its low-rank moments, whose coordinates mean nothing
+to others. Embedding, head, vectors and matrices with p <= r: dense AdamW, whose moments follow the same periods.
 """
 
 from collections.abc import Mapping
@@ -22,17 +22,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tsr_swarm.baselines.des_loc import MomentPeriods, average_moments
+from tsr_swarm.baselines.channel import MeanChannel
+from tsr_swarm.baselines.des_loc import MOMENT_BITS, MomentPeriods, average_moments, weights_and_moments
 from tsr_swarm.baselines.inner_optimizer import StackedAdamW
-from tsr_swarm.baselines.method import (
-    ActivePeers,
-    ExchangeBytes,
-    FlatParameters,
-    LocalMethod,
-    averaged_floats,
-    is_matrix,
-    rank_of,
-)
+from tsr_swarm.baselines.method import ActivePeers, ExchangeBytes, FlatParameters, LocalMethod, is_matrix, rank_of
 from tsr_swarm.optim.inner_optimizer import adam_direction, bias_corrections
 
 
@@ -62,24 +55,25 @@ class LoRDO(LocalMethod):
     def __init__(self, weights: Mapping[str, Tensor], peers: int, settings: LoRDOSettings) -> None:
         super().__init__(weights, peers, settings.k_x)
         self.inner: LoRDOInner = LoRDOInner(self.flat, peers, settings)
+        self.channel = MeanChannel(self.flat, peers, settings.bits)
         self._is_global = settings.projection == "global"
         self._periods = settings.periods
+        self._moment_bits = max(settings.bits, MOMENT_BITS)
 
     def exchange(self, active: ActivePeers, step: int) -> ExchangeBytes:
         """Average weights and the moments that are due, in the old basis, and then choose the new one."""
-        mean = active.mean(self.local[active.rows])
-        displacement = self.flat.views(self.consensus - mean)
-        self.consensus.copy_(mean)
+        displacement, up, down = self.channel.mean(self.displacements(active), active)
+        self.consensus.sub_(displacement)
         low, dense = self.inner.low_rank, self.inner.dense
         first, second = [dense.first], [dense.second]
         if self._is_global:
             first, second = [*low.first, *first], [*low.second, *second]
-        moments = average_moments(active, step, self._periods, first, second)
+        numbers = average_moments(active, step, self._periods, (first, second), self._moment_bits)
         if self._is_global:
-            low.aim_all(displacement)
+            low.aim_all(self.flat.views(displacement))
         else:
             low.aim_at_next_gradient()
-        return averaged_floats({"weights": self.flat.size, **moments})
+        return weights_and_moments(up, down, numbers, self._moment_bits)
 
 
 class LoRDOInner:

@@ -18,14 +18,13 @@ from tsr_swarm.config.blocks import parse_rank
 from tsr_swarm.config.coerce import ConfigSection
 from tsr_swarm.errors import RunError
 
-FLOAT_BYTES = 4  # of a number that is sent as it is
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(ConfigSection):
     """The settings that all methods share: the inner optimizer and the period. Each method has a class of its own."""
 
     method: ClassVar[str] = ""
+    later: ClassVar[tuple[str, ...]] = ()  # settings that were added: at their defaults no part of a run's name
     inner: str = "adam"  # adam | muon; muon for the matrices of layers, adam for everything else
     betas: tuple[float, float] = (0.9, 0.99)  # adam's
     eps: float = 1e-8  # adam's
@@ -80,13 +79,18 @@ class ExchangeBytes:
     round_trips: int = 1  # sequential network round trips of the exchange
 
 
-def averaged_floats(numbers: Mapping[str, int], round_trips: int = 1) -> ExchangeBytes:
-    """Return the bytes of an average of float32 ``numbers`` by kind, by all-reduce or by a reducer.
+def averaged_floats(numbers: Mapping[str, int], round_trips: int = 1, bits: int = 32) -> ExchangeBytes:
+    """Return the bytes of an average of floats of ``bits``, ``numbers`` by kind, by all-reduce or by a reducer.
 
     A peer uploads its payload and downloads the mean, of the same size. Kinds without numbers are left out.
     """
-    payloads = {kind: FLOAT_BYTES * count for kind, count in numbers.items() if count}
+    payloads = {kind: bits // 8 * count for kind, count in numbers.items() if count}
     return ExchangeBytes(payloads, payloads, round_trips)
+
+
+def as_floats(numbers: Tensor, bits: int) -> Tensor:
+    """Return float32 ``numbers`` as they arrive: as they are, or, of 16 ``bits``, rounded to bfloat16."""
+    return numbers if bits == 32 else numbers.to(torch.bfloat16).to(torch.float32)
 
 
 class FlatParameters:
@@ -135,6 +139,10 @@ class ActivePeers:
     def mean(self, vectors: Tensor) -> Tensor:
         """Return the weighted mean (P,) of one vector for each of ``peers``, (len(peers), P)."""
         return self.shares @ vectors
+
+    def mean_of_floats(self, vectors: Tensor, bits: int) -> Tensor:
+        """Return the mean of ``vectors`` that travel as floats of 32 or 16 bits, as which it comes back."""
+        return as_floats(self.mean(as_floats(vectors, bits)), bits)
 
 
 def active_peers(work: Mapping[int, int], peers: int, rates: Sequence[float], period: int) -> ActivePeers:

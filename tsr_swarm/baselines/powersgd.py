@@ -1,7 +1,7 @@
 """Data-parallel training, where the mean gradient travels whole, and PowerSGD, where means have rank r.
 
-Data-parallel: Li et al., PyTorch Distributed (arXiv 2006.15704), at every step, as float32. PowerSGD: Vogels et al.,
-arXiv 1905.13727, Algorithms 1 and 2, one power iteration, warm-started, with error feedback:
+Data-parallel: Li et al., PyTorch Distributed (arXiv 2006.15704), at every step, as float32 or bfloat16.
+PowerSGD: Vogels et al., arXiv 1905.13727, Algorithms 1 and 2, one power iteration, warm-started, with error feedback:
 P = orth(mean(M) Q), Q = mean(M)^T P, the mean is P Q^T, and a peer keeps M - P P^T M, that is M less what it sent
 itself. k_x = 1 compresses gradients, as published; k_x > 1 displacements of k_x local steps, which then are averaged.
 Departures: AdamW or Muon in place of SGD with momentum; Householder QR in place of Gram-Schmidt. All two-dimensional
@@ -32,14 +32,17 @@ from tsr_swarm.baselines.method import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DDPSettings(Settings):
-    """The settings of data-parallel training: the optimizer."""
+    """The settings of data-parallel training: the optimizer, and the bits of a number on the wire."""
 
     method: ClassVar[str] = "ddp"
+    later: ClassVar[tuple[str, ...]] = ("bits",)
     k_x: int = 1
+    bits: int = 32
 
     def __post_init__(self) -> None:
         Settings.__post_init__(self)
         self.require_every_step()
+        self.require(self.bits in (32, 16), "bits", "32 or 16")
 
 
 class DDP(GradientMethod):
@@ -48,12 +51,13 @@ class DDP(GradientMethod):
     def __init__(self, weights: Mapping[str, Tensor], peers: int, settings: DDPSettings) -> None:
         super().__init__(weights, peers)
         self._inner = StackedOptimizer(self.flat, 1, settings)
+        self._bits = settings.bits
 
     def update(self, active: ActivePeers, lr: float) -> ExchangeBytes:
         """Step along the mean gradient: W <- W - lr AdamW(g)."""
-        mean = active.mean(self.gradients[active.rows])
+        mean = active.mean_of_floats(self.gradients[active.rows], self._bits)
         self._inner.step(0, self.weights, self.flat.views(mean), lr)
-        return averaged_floats({"gradient": self.flat.size})
+        return averaged_floats({"gradient": self.flat.size}, bits=self._bits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,6 +46,13 @@ def default_settings(name: str) -> Mapping[str, object]:
     return asdict(_settings_of(name)())
 
 
+def named_settings(name: str, settings: Mapping[str, object]) -> Mapping[str, object]:
+    """Return all settings of a method with ``settings``, but those that were added later and are at their defaults."""
+    defaults = default_settings(name)
+    whole = {**defaults, **settings}
+    return {key: value for key, value in whole.items() if key not in METHODS[name].later or value != defaults[key]}
+
+
 def _settings_of(name: str) -> type[Settings]:
     if name not in METHODS:
         raise ConfigError(f"'{name}' is not a known method; did you mean '{nearest(name, METHODS)}'?")

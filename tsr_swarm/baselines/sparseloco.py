@@ -4,10 +4,10 @@ Sarfi et al., arXiv 2508.15706, Algorithm 1: m <- beta m + displacement; send Q(
 moves by the mean with outer rate 1 and no outer momentum. Chunks of 4096, top 64, beta 0.95.
 Departures, in its favour or without effect: two bits are a sign and one of two magnitudes, which are the means of
 the chunk's kept magnitudes below and above their mean (its code shares four levels in a whole tensor); a chunk is 4096
-consecutive numbers of a tensor, not 64 x 64, and a tensor's last chunk is shorter; positions cost 12 bits a kept entry,
-or a bit an entry where that is less. ``average = "senders"`` divides each entry by the weight of the peers that sent
-it, as the first released code did (CCLoco), where the paper divides by all. Payloads cannot be summed, so each peer
-downloads those of all others.
+consecutive numbers of a tensor, not 64 x 64, and a tensor's last chunk is shorter; the positions in a chunk are one
+number of the enumerative code (see positions.py), 7.4 bits an entry where the paper counts 12. ``average = "senders"``
+divides each entry by the weight of the peers that sent it, as the first released code did (CCLoco), where the paper
+divides by all. Payloads cannot be summed, so each peer downloads those of all others.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tsr_swarm.baselines.inner_optimizer import StackedOptimizer
 from tsr_swarm.baselines.method import ActivePeers, ErrorFeedback, ExchangeBytes, FlatParameters, LocalMethod, Settings
+from tsr_swarm.baselines.positions import code_bits
 
 SCALE_BITS = 2 * 32  # two float32 magnitudes a chunk
 
@@ -86,8 +87,8 @@ def payload_bytes(flat: FlatParameters, settings: SparseLoCoSettings) -> float:
     for part in flat.parts(torch.empty(flat.size, device="meta")):
         for _, count, size in _chunks(part.numel(), settings.chunk):
             kept = _kept(settings.density, size)
-            positions = min(kept * (size - 1).bit_length(), size)
-            bits += count * (positions + kept * settings.value_bits + SCALE_BITS * (settings.value_bits == 2))
+            scales = SCALE_BITS * (settings.value_bits == 2)
+            bits += count * (code_bits(size, kept) + kept * settings.value_bits + scales)
     return float(-(-bits // 8))
 
 

@@ -190,7 +190,7 @@ def _run_and_report(
     specs: "Sequence[RunSpec]", link: Link, out: Path, command: str, *, jobs: int, plots: bool, json: bool
 ) -> None:
     """Simulate, then write results.json, results.md and the plots into ``out``. Exit code 130 when interrupted."""
-    from tsr_swarm.simulate.compare import entries
+    from tsr_swarm.simulate.compare import entries, untuned_text
     from tsr_swarm.simulate.report import document, markdown
     from tsr_swarm.simulate.result import ResultStore, write_json, write_text
     from tsr_swarm.simulate.runner import run_all
@@ -209,6 +209,8 @@ def _run_and_report(
         print_aside(f"Stopped with {done} in {out}; the same command goes on from there.")
         raise typer.Exit(INTERRUPTED) from None
     found = entries(results, {spec.name: spec.preset for spec in specs})
+    if untuned := untuned_text(found):
+        warn(f"{untuned} Give more --lr.")
     files = [
         write_json(out / RESULTS, document(results, link, command)),
         write_text(out / TABLE, markdown(found, link, command)),

@@ -22,12 +22,20 @@ class Entry:
     settings: str  # what distinguishes it from other entries of its method, "" for the only one
     preset: str = ""  # the name of all its settings, if it has one
     lr: float
-    rates: int  # how many rates were tried
+    rates: tuple[float, ...]  # that were tried
     runs: tuple[RunResult, ...]  # one a seed, by seed
 
     @property
     def label(self) -> str:
         return self.preset or (f"{self.method} ({self.settings})" if self.settings else self.method)
+
+    @property
+    def untuned(self) -> str:
+        """Why a better rate may lie elsewhere, "" if the best has a worse neighbour on either side."""
+        if len(self.rates) == 1:
+            return f"only {self.lr:g} tried"
+        edges = {min(self.rates): "lowest", max(self.rates): "highest"}
+        return f"{self.lr:g} is the {edges[self.lr]} tried" if self.lr in edges else ""
 
     @property
     def losses(self) -> tuple[float, ...]:
@@ -85,6 +93,17 @@ def entries(results: Sequence[RunResult], presets: Mapping[str, str] = _NONE) ->
     return sorted(found, key=lambda entry: (entry.loss, entry.label))
 
 
+def best_of_methods(found: Sequence[Entry]) -> list[Entry]:
+    """Return the entry of the lowest loss of each method, in the order of ``found``, as ``entries`` sorts them."""
+    return list({entry.method: entry for entry in reversed(found)}.values())[::-1]
+
+
+def untuned_text(found: Sequence[Entry]) -> str:
+    """Return a sentence that names the entries whose rate is not tuned, "" if all are."""
+    named = [f"{entry.label} ({entry.untuned})" for entry in found if entry.untuned]
+    return f"Rates are not tuned, and a better loss may lie beyond: {'; '.join(named)}." if named else ""
+
+
 def loss_after(curve: Sequence[Point], seconds: float, link: Link) -> float | None:
     """Return the loss after ``seconds`` on ``link``, linear in log time between two points; None past the end."""
     for before, after in pairwise(curve):
@@ -101,7 +120,7 @@ def _best(rates: Mapping[float, list[RunResult]], settings: str, preset: str) ->
     for lr, runs in rates.items():
         ordered = tuple(sorted(runs, key=lambda run: run.seed))
         method = runs[0].method
-        tried.append(Entry(method=method, settings=settings, preset=preset, lr=lr, rates=len(rates), runs=ordered))
+        tried.append(Entry(method=method, settings=settings, preset=preset, lr=lr, rates=tuple(rates), runs=ordered))
     return min(tried, key=lambda entry: (entry.loss, entry.lr))
 
 

@@ -18,7 +18,7 @@ from tsr_swarm.simulate.bpe import in_tokens
 from tsr_swarm.simulate.heterogeneity import peer_texts, step_times
 from tsr_swarm.simulate.result import ExchangeResult, Point, RunResult, this_machine
 from tsr_swarm.simulate.run_spec import RunSpec
-from tsr_swarm.simulate.swarms import BaselineSwarm, OwnSwarm, manifest_of, period_of
+from tsr_swarm.simulate.swarms import BaselineSwarm, OwnSwarm, decoder_task, manifest_of, period_of
 from tsr_swarm.train.corpus import Warn, ignore
 from tsr_swarm.train.data import TokenStream, heldout_tokens
 from tsr_swarm.train.evaluate import held_out_loss, heldout_batches
@@ -41,7 +41,11 @@ def run_one(spec: RunSpec, on_step: OnStep = lambda step: None, warn: Warn = ign
         config = spec.fitted()
         heldout, texts = _texts(spec, config, warn)
         streams = _streams(config, texts)
-        swarm = OwnSwarm(config, streams, spec.exact) if spec.is_own else BaselineSwarm(spec, config, streams)
+        task = decoder_task(config, spec.autocast)
+        if spec.is_own:
+            swarm: OwnSwarm | BaselineSwarm = OwnSwarm(config, streams, spec.exact, task)
+        else:
+            swarm = BaselineSwarm(spec, config, streams, task)
         run = SimulatedRun(spec, swarm, _evaluator(config, heldout))
         ended = run.run(on_step)
     return RunResult(

@@ -1,17 +1,16 @@
-"""Loss against bytes and against time, as PNG. Needs matplotlib, which is the extra ``plots``."""
+"""Loss against bytes and against time, as PNG: the best of each method, others faint. Needs the extra ``plots``."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tsr_swarm.baselines.registry import METHODS
 from tsr_swarm.config.link import Link
 from tsr_swarm.errors import RunError
 from tsr_swarm.process.machine_limits import disk_errors
-from tsr_swarm.simulate.compare import Entry
-from tsr_swarm.simulate.result import Point
+from tsr_swarm.simulate.compare import Entry, best_of_methods
+from tsr_swarm.simulate.result import Point, RunResult
 from tsr_swarm.simulate.run_spec import OWN
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ BYTES, TIME = "loss-by-bytes.png", "loss-by-time.png"
 BLACK = "#000000"  # our own method
 # Okabe and Ito (2008): colour-blind people can distinguish them. A method has the same colour in all pictures.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B8000", "#666666")
-DASHES = ("-", "--", "-.", ":")
+FAINT: dict[str, Any] = {"color": "#bbbbbb", "linewidth": 0.9, "zorder": 1}  # what is not the best of its method
 LEADER = {"linewidth": 0.5, "alpha": 0.4}
 LABEL_GAP = 0.042  # between two labels, as a share of the axis
 UNITS = (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
@@ -32,7 +31,7 @@ TOP_SHARE = 0.75  # of the range of losses: the first steps, alike for all metho
 class _Line(NamedTuple):
     label: str
     colour: str
-    dashes: str
+    is_best: bool  # of its method
     x: list[float]
     y: list[float]
     low: list[float]
@@ -58,22 +57,39 @@ def write_plots(found: Sequence[Entry], link: Link, folder: Path) -> list[Path]:
     def time(point: Point) -> float:
         return point.seconds(link) / seconds
 
+    title = title_of([run for entry in found for run in entry.runs])
+    is_faint = "grey: other settings of a method" if len(best_of_methods(found)) < len(found) else ""
     line = f"{link.up / 1e6:g} Mbit/s up, {link.down / 1e6:g} down, {link.step_seconds:.3g} s a step"
     return [
-        _write(folder / BYTES, _lines(found, megabytes), "wire bytes of one peer, sent and received, MB", ""),
-        _write(folder / TIME, _lines(found, time), f"simulated time, {unit}", line),
+        _write(
+            folder / BYTES,
+            _lines(found, megabytes),
+            "wire bytes of one peer, sent and received, MB",
+            (title, is_faint),
+        ),
+        _write(
+            folder / TIME,
+            _lines(found, time),
+            f"simulated time, {unit}",
+            (title, "; ".join(filter(None, (line, is_faint)))),
+        ),
     ]
+
+
+def title_of(runs: Sequence[RunResult]) -> str:
+    """Return what all ``runs`` have in common: the size of the model, peers, steps of each, tokens of all peers."""
+    peers, steps = ("/".join(map(str, sorted({run.spec[key] for run in runs}))) for key in ("peers", "steps"))
+    tokens = max(run.curve[-1].tokens for run in runs)
+    return f"{runs[0].parameters / 1e6:.2g}M parameters, {peers} peers, {steps} steps, {tokens / 1e6:.2g}M tokens"
 
 
 def _lines(found: Sequence[Entry], x_of: Callable[[Point], float]) -> list[_Line]:
     """Return each entry's median and range over its seeds, at the points that all of them have."""
     lines = []
-    seen: Counter[str] = Counter()
+    best = best_of_methods(found)
     for entry in sorted(found, key=lambda entry: entry.label):
         index = list(METHODS).index(entry.method) if entry.method != OWN else -1
         colour = COLOURS[index % len(COLOURS)] if index >= 0 else BLACK
-        dashes = DASHES[seen[entry.method] % len(DASHES)]  # different for each variant of a method
-        seen[entry.method] += 1
         points = zip(*(run.curve for run in entry.runs), strict=False)
         x, y, low, high = [], [], [], []
         for same in points:
@@ -85,27 +101,31 @@ def _lines(found: Sequence[Entry], x_of: Callable[[Point], float]) -> list[_Line
                 low.append(losses[0])
                 high.append(losses[-1])
         if x:
-            lines.append(_Line(entry.label, colour, dashes, x, y, low, high))
+            lines.append(_Line(entry.label, colour, entry in best, x, y, low, high))
     return lines
 
 
-def _write(path: Path, lines: Sequence[_Line], x_label: str, note: str) -> Path:
+def _write(path: Path, lines: Sequence[_Line], x_label: str, heading: tuple[str, str]) -> Path:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.0, 4.8), dpi=150, layout="constrained")
     axes = figure.add_subplot()
+    best = [line for line in lines if line.is_best]
     for line in lines:
+        if not line.is_best:
+            axes.plot(line.x, line.y, **FAINT)
+    for line in best:
         width = 2.4 if line.colour == BLACK else 1.6
-        axes.plot(line.x, line.y, line.dashes, color=line.colour, linewidth=width, marker="o", markersize=2.5)
+        axes.plot(line.x, line.y, color=line.colour, linewidth=width, marker="o", markersize=2.5)
         axes.fill_between(line.x, line.low, line.high, color=line.colour, alpha=0.15, linewidth=0)
-    dress(axes, x_label, note, marks=(1.0, 2.0, 5.0))
-    _frame(axes, lines)
-    label_ends(axes, [End(line.x[-1], line.y[-1], line.label, line.colour) for line in lines])
+    dress(axes, x_label, heading, marks=(1.0, 2.0, 5.0))
+    _frame(axes, best)
+    label_ends(axes, [End(line.x[-1], line.y[-1], line.label, line.colour) for line in best])
     return save(figure, path)
 
 
-def dress(axes: "Axes", x_label: str, note: str, marks: tuple[float, ...] = (1.0,)) -> None:
-    """Draw loss upwards, a logarithmic axis with ``marks`` in each decade, a light grid, and a note above."""
+def dress(axes: "Axes", x_label: str, heading: tuple[str, str], marks: tuple[float, ...] = (1.0,)) -> None:
+    """Draw loss upwards, a logarithmic axis with ``marks`` in each decade, a light grid; title and note above."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set_xscale("log")
@@ -114,8 +134,8 @@ def dress(axes: "Axes", x_label: str, note: str, marks: tuple[float, ...] = (1.0
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel(x_label)
     axes.set_ylabel("held-out loss, nats a token")
-    if note:
-        axes.set_title(note, loc="left", fontsize=9, color="#444444")
+    title, note = heading
+    axes.set_title(f"{title}\n{note}" if note else title, loc="left", fontsize=9, color="#444444")
     axes.grid(True, which="major", color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

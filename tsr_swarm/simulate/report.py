@@ -9,7 +9,7 @@ from tsr_swarm.baselines.registry import default_settings
 from tsr_swarm.config.auto import AUTO, refresh_steps_for
 from tsr_swarm.config.link import MBIT, Link
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.simulate.compare import Entry, value_text
+from tsr_swarm.simulate.compare import Entry, untuned_text, value_text
 from tsr_swarm.simulate.result import RunResult
 from tsr_swarm.simulate.run_spec import OWN
 from tsr_swarm.telemetry.text import factor_text, plural, seconds_text
@@ -79,7 +79,7 @@ def _row(entry: Entry, link: Link, equal: float) -> tuple[str, ...]:
     return (
         entry.preset or entry.method,
         settings_text(entry.runs[0].spec),
-        f"{entry.lr:g}" + (f" of {entry.rates}" if entry.rates > 1 else ""),
+        f"{entry.lr:g}" + (f" of {len(entry.rates)}" if len(entry.rates) > 1 else ""),
         loss_range(entry),
         _megabytes(entry.sent),
         _megabytes(entry.received),
@@ -120,8 +120,10 @@ def _reading(found: Sequence[Entry]) -> Iterator[str]:
         "exchange after each of the method's own periods. Loss after a time: between two points, linear in its "
         "logarithm."
     )
-    if any(entry.rates > 1 for entry in found):
+    if any(len(entry.rates) > 1 for entry in found):
         yield "Rate: the best of those tried, by final loss."
+    if untuned := untuned_text(found):
+        yield f"**{untuned}**"
     if any(math.isinf(entry.losses[-1]) for entry in found):
         yield "Diverged: a run whose weights stopped being numbers."
 
@@ -138,6 +140,8 @@ def heterogeneity_text(conditions: Mapping[str, Any]) -> str:
         said.append("each peer has a different kind of text")
     if conditions.get("vocabulary"):
         said.append(f"the text is in {conditions['vocabulary']} BPE tokens, learned from its training part")
+    if conditions.get("autocast"):
+        said.append("models multiply matrices in bfloat16 (autocast)")
     return "; ".join(said)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from tsr_swarm.baselines.registry import METHODS, default_settings
+from tsr_swarm.baselines.registry import METHODS, default_settings, named_settings
 from tsr_swarm.config.auto import rate_for
 from tsr_swarm.config.coerce import nearest, require
 from tsr_swarm.config.effects import refuse_idle
@@ -36,6 +36,7 @@ class RunSpec:
     schedule: str = "cosine"  # down to a tenth of the rate over the whole run, or constant; both after the warm-up
     eval_every: int = 0  # steps; 0: ten times a run
     heterogeneity: Heterogeneity = field(default_factory=Heterogeneity)
+    autocast: bool = False  # matrix products of the models in bfloat16 (torch.autocast); weights stay float32
     exact: bool = False  # own method: every peer keeps its own consensus and opens every round itself
     preset: str = ""  # what the configuration is called, for people; no result depends on it
 
@@ -92,6 +93,8 @@ class RunSpec:
         conditions = asdict(self.heterogeneity)
         if not conditions["vocabulary"]:
             del conditions["vocabulary"]
+        if self.autocast:
+            conditions["autocast"] = True
         document: dict[str, Any] = {
             "method": self.method,
             "peers": self.peers,
@@ -111,7 +114,7 @@ class RunSpec:
         else:
             optimizer = config["optimizer"]
             document["optimizer"] = {key: optimizer[key] for key in ("lr", "warmup_steps", "decay_steps", "clip")}
-            document["settings"] = {**default_settings(self.method), **self.settings}
+            document["settings"] = named_settings(self.method, self.settings)
         as_json: dict[str, Any] = json.loads(json.dumps(document))
         return as_json
 

@@ -60,10 +60,20 @@ class Task:
     make_model: Callable[[], nn.Module]
 
 
-def decoder_task(config: RunConfig) -> Task:
-    """The decoder of the [model] section from weights drawn from the run's seed. Raises ConfigError."""
+def decoder_task(config: RunConfig, autocast: bool = False) -> Task:
+    """The decoder of the [model] section from weights drawn from the run's seed. Raises ConfigError.
+
+    ``autocast``: the matrix products of its loss and their gradients are in bfloat16, its parameters are not.
+    """
     weights = initial_weights(config.model, config.run.seed)
-    return Task(manifest=manifest_of(config), weights=weights, make_model=lambda: build_model(config.model, weights))
+
+    def make_model() -> nn.Module:
+        model = build_model(config.model, weights)
+        if autocast:
+            model.loss = torch.autocast("cpu", torch.bfloat16)(model.loss)  # type: ignore[method-assign]
+        return model
+
+    return Task(manifest=manifest_of(config), weights=weights, make_model=make_model)
 
 
 class OwnSwarm:

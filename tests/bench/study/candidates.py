@@ -40,6 +40,7 @@ AIMED = ('optimizer.aim="gradient"', *ranks("d/2", "d/2"), "periods.k_r=100", "p
 WIDE = ("wire.core_bits=8", "wire.published_bits=16", "optimizer.feedback=true")
 HELD = ("periods.k_r=100", "periods.k_r_embedding=100")
 NESTEROV = ('optimizer.outer="nesterov"', "optimizer.outer_lr=0.7", "optimizer.outer_momentum=0.5")
+PAPER_PERIODS = {"k_u": "3x", "k_v": "6x"}  # of DES-LOC's main runs
 OURS = "ours"
 DENSE, DENSE_MUON = "dense averaging, AdamW", "dense averaging, Muon"
 
@@ -83,6 +84,19 @@ CORE = (
     baseline("DES-LOC", "des-loc"),
     baseline("Local Adam", "local-adam"),
     baseline("TSR-Adam, every step", "tsr-adam-paper", (3e-3, 1e-2), rank="d/2", embedding_rank="d/4"),
+    baseline("data-parallel Muon, bf16", "ddp", MUON_RATES, inner="muon", bits=16, final=True),
+    baseline("DiLoCo int3, Muon", "diloco", MUON_RATES, outer="average", bits=3, inner="muon", final=True),
+    baseline("DiLoCo int2, Muon", "diloco", MUON_RATES, outer="average", bits=2, inner="muon", final=True),
+    baseline("DiLoCo int3", "diloco", outer="average", bits=3),
+    baseline("DiLoCo int2", "diloco", outer="average", bits=2),
+    baseline("DES-LOC 3x 6x, bf16", "des-loc", bits=16, **PAPER_PERIODS, final=True),
+    baseline("DES-LOC 3x 6x, int3", "des-loc", bits=3, **PAPER_PERIODS),
+    baseline("Local Adam, bf16", "local-adam", bits=16),
+    baseline("Local Adam, int3", "local-adam", bits=3),
+    baseline("LoRDO rank d/4 3x 6x, bf16", "lordo-paper", bits=16, **PAPER_PERIODS, final=True),
+    baseline("LoRDO rank d/4 3x 6x, omega 0.5, bf16", "lordo-paper", bits=16, omega=0.5, **PAPER_PERIODS),
+    baseline("LoRDO rank d/4 3x 6x, omega 0.99, bf16", "lordo-paper", bits=16, omega=0.99, **PAPER_PERIODS),
+    baseline("LoRDO rank d/4 3x 6x, int3", "lordo-paper", bits=3, **PAPER_PERIODS),
 )
 
 # The second stage: all go on to the long runs, those that say most first. Rates: one below and one above the best of

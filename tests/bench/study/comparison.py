@@ -45,7 +45,7 @@ class Row:
     @property
     def entry(self) -> Entry:
         """All runs as one: medians and means over the seeds. There must be a run."""
-        lr, rates = self.runs[0].lr, len(self.candidate.rates)
+        lr, rates = self.runs[0].lr, self.candidate.rates
         return Entry(method=self.candidate.method, settings=self.name, lr=lr, rates=rates, runs=self.runs)
 
     @property

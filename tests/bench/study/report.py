@@ -38,7 +38,10 @@ def write_report(stage: Stage, store: RunStore, folder: Path) -> Path:
 
     Runs that are not done are shown as pending. Raises RunError where nothing can be written, or without matplotlib.
     """
-    searched = [Row(candidate=c, runs=stage.searched(store, c), wanted=len(c.rates)) for c in stage.candidates]
+    searched = [
+        Row(candidate=c, runs=stage.searched(store, c), wanted=len(stage.search_specs(store, c)))
+        for c in stage.candidates
+    ]
     finals = [Row(candidate=c, runs=stage.finished(store, c), wanted=len(stage.seeds)) for c in stage.finalists]
     page = write_text(folder / f"{stage.name}.md", "\n".join(_page(stage, searched, finals)) + "\n")
     write_plots(finals, folder, stage.name)

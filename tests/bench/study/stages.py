@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tests.bench.json_lines import JsonLines
 from tests.bench.study.candidates import CORE, FULL, Candidate
-from tests.bench.study.comparison import best_run
+from tests.bench.study.comparison import best_run, loss_of
+from tests.bench.study.tuning import rates_to_try
 from tsr_swarm.config.load import apply_overrides, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.simulate.heterogeneity import Heterogeneity
@@ -36,6 +37,11 @@ class RunStore:
     def load_all(self, specs: list[RunSpec]) -> tuple[RunResult, ...]:
         """Return the results of those specs that have been run."""
         return tuple(result for spec in specs if (result := self.load(spec)) is not None)
+
+    def loss(self, spec: RunSpec) -> float | None:
+        """Return the final loss of ``spec``, infinite if it diverged; None if it has not been run."""
+        result = self.load(spec)
+        return None if result is None else loss_of(result)
 
     def save(self, result: RunResult) -> None:
         self._lines.append(result.to_json())
@@ -68,22 +74,31 @@ class Stage:
         table = tomllib.loads((HERE / self.setting).read_text("utf-8"))
         return run_config_from_mapping(apply_overrides(table, overrides))
 
-    def search_specs(self, candidate: Candidate) -> list[RunSpec]:
-        """The short runs of a candidate, one a rate."""
-        return [self._spec(candidate, rate, self.seeds[0], self.search_steps) for rate in candidate.rates]
+    def search_specs(self, store: RunStore, candidate: Candidate) -> list[RunSpec]:
+        """The short runs of a candidate, one a rate: those it lists, and further ones where the best is at an edge."""
+
+        def spec_at(rate: float) -> RunSpec:
+            return self._spec(candidate, rate, self.seeds[0], self.search_steps)
+
+        rates = rates_to_try(candidate.rates, lambda rate: store.loss(spec_at(rate)))
+        return [spec_at(rate) for rate in rates]
+
+    def missing_searches(self, store: RunStore) -> list[RunSpec]:
+        """The short runs that are to be done next; more may follow from them."""
+        return [spec for c in self.candidates for spec in self.search_specs(store, c) if store.load(spec) is None]
 
     def final_specs(self, store: RunStore, seed: int) -> list[RunSpec]:
         """The long run of every finalist whose search is done, at its best rate."""
         return [spec for candidate in self.finalists for spec in self._finals(store, candidate, (seed,))]
 
     def best_rate(self, store: RunStore, candidate: Candidate) -> float | None:
-        """The rate with the lowest loss in the search; None while the search is not done."""
+        """The rate with the lowest loss in the search; None while one of the listed rates is not done."""
         done = self.searched(store, candidate)
-        return best_run(done).lr if len(done) == len(candidate.rates) else None
+        return best_run(done).lr if {run.lr for run in done} >= set(candidate.rates) else None
 
     def searched(self, store: RunStore, candidate: Candidate) -> tuple[RunResult, ...]:
         """The short runs that are done."""
-        return store.load_all(self.search_specs(candidate))
+        return store.load_all(self.search_specs(store, candidate))
 
     def finished(self, store: RunStore, candidate: Candidate) -> tuple[RunResult, ...]:
         """The long runs that are done."""
@@ -120,7 +135,7 @@ FULL_STAGE = Stage(
     name="study-full",
     runs="full.jsonl",
     title="The study, second stage: a larger model, BPE text, and a kind of text for each peer",
-    command="python -m tests.bench.study --stage full",
+    command="python -m tests.bench.study full",
     setting="study-full.toml",
     notes="study_full_notes.md",
     notes_title="What it says of the first stage",

@@ -22,6 +22,7 @@ from tests.bench.study.comparison import (
     matchups,
     paired_differences,
 )
+from tests.bench.study.tuning import is_at_edge
 from tests.bench.tables import table
 from tsr_swarm.config.link import MBIT, Link
 from tsr_swarm.simulate.result import RunResult
@@ -214,7 +215,7 @@ def _link_text(link: Link) -> str:
 
 def search(rows: Sequence[Row], k_x: int) -> list[str]:
     """All candidates at every rate, the lowest loss at any of their rates first."""
-    rates = sorted({rate for row in rows for rate in row.candidate.rates})
+    rates = sorted({rate for row in rows for rate in (*row.candidate.rates, *(run.lr for run in row.runs))})
     head = ("method", *(f"rate {rate:g}" for rate in rates), "MB in all", "below dense fp32")
     return [*table(head, [_searched(row, rates, k_x) for row in by_best_loss(rows)]), "", *_edges(rows)]
 
@@ -224,13 +225,11 @@ def _searched(row: Row, rates: Sequence[float], k_x: int) -> list[str]:
     best = best_run(row.runs) if row.runs else None
     losses = []
     for rate in rates:
-        if rate not in row.candidate.rates:
-            losses.append("-")
-        elif rate not in by_rate:
-            losses.append(PENDING)
-        else:
+        if rate in by_rate:
             loss = loss_text(loss_of(by_rate[rate]))
             losses.append(f"**{loss}**" if by_rate[rate] is best else loss)
+        else:
+            losses.append(PENDING if rate in row.candidate.rates else "-")
     if best is None:
         return [row.label, *losses, PENDING, PENDING]
     total = best.curve[-1].bytes_total
@@ -239,11 +238,12 @@ def _searched(row: Row, rates: Sequence[float], k_x: int) -> list[str]:
 
 def _edges(rows: Sequence[Row]) -> Iterator[str]:
     """Name the rows whose best rate is the lowest or highest tried: a better one may lie beyond."""
-    at_edge = []
-    for row in rows:
-        rates = row.candidate.rates
-        if 1 < len(row.runs) == row.wanted and (best := best_run(row.runs).lr) in (min(rates), max(rates)):
-            at_edge.append(f"{row.name} {best:g}")
+    listed = [row for row in rows if {run.lr for run in row.runs} >= set(row.candidate.rates)]
+    at_edge = [
+        f"{row.name} {best_run(row.runs).lr:g}"
+        for row in listed
+        if is_at_edge({run.lr: loss_of(run) for run in row.runs})
+    ]
     if at_edge:
         yield f"Best at the lowest or highest of its rates, so that a better one may lie beyond: {'; '.join(at_edge)}."
 

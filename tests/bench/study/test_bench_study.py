@@ -162,7 +162,7 @@ def test_the_published_page_follows_from_the_stored_runs(stage: Stage, tmp_path:
 def test_every_stored_run_has_the_name_of_a_spec() -> None:
     """A run's name may not change with what else can be asked for: it would be run again."""
     store = RunStore(HERE / CORE_STAGE.runs)
-    specs = [spec for candidate in CORE for spec in CORE_STAGE.search_specs(candidate)]
+    specs = [spec for candidate in CORE for spec in CORE_STAGE.search_specs(store, candidate)]
     specs += [spec for seed in CORE_STAGE.seeds for spec in CORE_STAGE.final_specs(store, seed)]
     assert store.results
     assert store.results.keys() <= {spec.name for spec in specs}
@@ -178,7 +178,7 @@ def test_a_stage_without_runs_has_a_page_and_no_pictures(tmp_path: Path) -> None
 def test_a_finalist_is_run_at_its_best_rate_once_its_search_is_done(tmp_path: Path) -> None:
     store = RunStore(tmp_path / "runs.jsonl")
     candidate = next(candidate for candidate in CORE if candidate.name == DENSE)
-    for place, spec in enumerate(CORE_STAGE.search_specs(candidate)):
+    for place, spec in enumerate(CORE_STAGE.search_specs(store, candidate)):
         assert CORE_STAGE.best_rate(store, candidate) is None
         assert not CORE_STAGE.final_specs(store, 0)
         store.save(fake_result(spec, [5.0, 4.0, 2.0 + abs(place - 1)]))
@@ -194,8 +194,9 @@ def test_a_finalist_is_run_at_its_best_rate_once_its_search_is_done(tmp_path: Pa
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_second_stage_can_be_run_and_has_every_method() -> None:
-    specs = [FULL_STAGE.search_specs(candidate) for candidate in FULL_STAGE.candidates]
+def test_the_second_stage_can_be_run_and_has_every_method(tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "none.jsonl")
+    specs = [FULL_STAGE.search_specs(store, candidate) for candidate in FULL_STAGE.candidates]
     assert {spec.method for several in specs for spec in several} == {"tsr", *METHODS}
     assert FULL_STAGE.finalists == FULL_STAGE.candidates
     for first, *others in specs:
