@@ -193,9 +193,10 @@ class Swarm(Told):
     def address_of(self, number: int) -> str:
         return next(event.address for event in self.of(ev.PeerJoined) if event.peer == self.peer_id(number))
 
-    def coordinator_voters(self) -> list[str]:
-        """peer_ids of those that vote, as the coordinator said last."""
-        return self.of(ev.LeaderChanged)[-1].voter_ids.split(",") if self.of(ev.LeaderChanged) else []
+    def has_safe_voters(self, count: int) -> bool:
+        """Whether so many vote, as the coordinator says, and have the round that made them voters."""
+        changes = self.of(ev.LeaderChanged)
+        return bool(changes) and changes[-1].is_safe and changes[-1].voters == count
 
     def leader(self) -> str:
         """The name of the node that was last said to lead, by the newest term that anybody told."""

@@ -11,14 +11,17 @@ import pytest
 import typer
 
 from tests.cli.conftest import Refusal
-from tests.fixtures import run_started
+from tests.fixtures import peer_record, run_started
 from tests.telemetry.examples import CLOSED, FINISHED
 from tsr_swarm.cli.coordinate import invitation
 from tsr_swarm.cli.join import name_from
 from tsr_swarm.cli.main import run
 from tsr_swarm.cli.output import Mode, choose_mode
+from tsr_swarm.cli.runs import run_lines, run_object
 from tsr_swarm.config.load import load_run_config
 from tsr_swarm.config.run import RunConfig
+from tsr_swarm.discovery.identity import new_identity
+from tsr_swarm.discovery.runs import FoundRun
 from tsr_swarm.telemetry.events import encode
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -114,6 +117,15 @@ def test_who_waits_for_a_coordinator_says_so_once_and_in_the_end_how_long_it_tri
     assert said.count("Trying again for 0.2 s.") == 1
     assert said.count("127.0.0.1:1 cannot be reached") == 2
     assert captured.err.endswith("Tried for 0.2 s; --wait sets for how long.\n")
+
+
+def test_runs_are_listed_for_people_and_for_programs() -> None:
+    records = tuple(peer_record(new_identity(), now=100.0, round=round, parameters=17_000) for round in (6, 7))
+    found = FoundRun(name="chat", run_id="run1", records=records)
+    assert run_lines([found], 103.0) == ["chat@run1: 2 peers, 17.0 k parameters, round 7, heard of 3.0 s ago"]
+    assert run_lines([], 103.0) == ["No run is in this DHT now."]
+    told = {"run": "chat", "run_id": "run1", "peers": 2, "parameters": 17_000, "round": 7, "age_seconds": 3.0}
+    assert run_object(found, 103.0) == told
 
 
 def test_init_writes_a_file_that_says_what_the_defaults_say(capsys: pytest.CaptureFixture[str]) -> None:
