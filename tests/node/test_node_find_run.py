@@ -15,6 +15,7 @@ from tests.fixtures import peer_record
 from tests.node_context import open_node, serving
 from tests.swarm_rig import DEADLINE_SECONDS, LISTEN, Swarm, kill_coordinator, tiny_config
 from tsr_swarm.config.manifest import PROTOCOL_VERSION, Manifest, make_manifest
+from tsr_swarm.config.run import RunConfig
 from tsr_swarm.discovery.announcer import Announcer
 from tsr_swarm.discovery.dht import DhtDirectory
 from tsr_swarm.discovery.identity import new_identity
@@ -184,12 +185,17 @@ async def test_a_node_that_has_lost_everybody_finds_another_of_its_run(
         assert not context.book.address(stranger.peer_id)
 
 
+def endless(folder: Path) -> RunConfig:
+    """A run that waits no more than seconds for whoever has died in a round."""
+    return tiny_config(folder, run={"rounds": 0, "min_peers": 1}, round={"floor_seconds": 2.0})
+
+
 def has_all_in_dht(swarm: Swarm, count: int) -> bool:
     return any(found.records >= count for found in swarm.told(ev.DhtFound))
 
 
 async def test_a_newcomer_finds_the_run_by_name_once_its_coordinator_is_gone(tmp_path: Path) -> None:
-    swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 0, "min_peers": 2}), use_dht=True)
+    swarm = Swarm(tmp_path, endless(tmp_path), use_dht=True)
     await swarm.start_coordinator()
     for number in (1, 2, 3):
         swarm.start_peer(number, listen=LISTEN, no_dht=False)
@@ -202,7 +208,7 @@ async def test_a_newcomer_finds_the_run_by_name_once_its_coordinator_is_gone(tmp
 
 async def test_a_peer_that_comes_back_when_all_it_knew_are_gone_finds_the_run_again(tmp_path: Path) -> None:
     """Its coordinator and its one contact die while it is away; the DHT names those who came after them."""
-    swarm = Swarm(tmp_path, tiny_config(tmp_path, run={"rounds": 0, "min_peers": 1}), use_dht=True)
+    swarm = Swarm(tmp_path, endless(tmp_path), use_dht=True)
     await swarm.start_coordinator()
     swarm.start_peer(1, listen=LISTEN, no_dht=False)
     away = swarm.start_peer(2, no_dht=False)
