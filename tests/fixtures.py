@@ -70,6 +70,12 @@ def run_started(**changes: Any) -> RunStarted:
 def peer_record(identity: Identity, now: float | None = None, **changes: Any) -> PeerRecord:
     """Of a peer called alice in run1, for the ten minutes from ``now``."""
     issued = time.time() if now is None else now
-    texts = {"run_id": "run1", "peer_id": identity.peer_id, "name": "alice", "address": "192.0.2.7:7700"}
-    record: dict[str, Any] = texts | {"role": PeerRole.PEER, "issued": issued, "expires": issued + 600}
+    texts = {"run_id": "run1", "run": "chat", "peer_id": identity.peer_id, "name": "alice", "address": "192.0.2.7:7700"}
+    record: dict[str, Any] = texts | {
+        "parameters": 1000,
+        "round": 7,
+        "role": PeerRole.PEER,
+        "issued": issued,
+        "expires": issued + 600,
+    }
     return PeerRecord(**record | changes)

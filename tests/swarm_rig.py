@@ -78,6 +78,7 @@ class Swarm(Told):
     on_event: Callable[["Swarm", ev.Event], None] = lambda swarm, event: None
     on_peer_event: Callable[["Swarm", int, ev.Event], None] = lambda swarm, number, event: None
     events: list[ev.Event] = field(default_factory=list)
+    use_dht: bool = False  # of the coordinator; a peer is told itself
     address: str = ""
     coordinator: Member = None  # type: ignore[assignment]  # until it is started
     peers: dict[int, Member] = field(default_factory=dict)
@@ -87,7 +88,7 @@ class Swarm(Told):
 
     async def start_coordinator(self, resume: bool = False, listen: str = LISTEN) -> None:
         started = len(self.of(ev.RunStarted))
-        options = CoordinateOptions(config=self.config, listen=listen, use_dht=False, resume=resume)
+        options = CoordinateOptions(config=self.config, listen=listen, use_dht=self.use_dht, resume=resume)
         stop = Shutdown()
         self.coordinator = Member(stop, asyncio.create_task(run_coordinator(options, self._see, stop)), self.events)
         await self.until(lambda: len(self.of(ev.RunStarted)) > started)
@@ -98,7 +99,7 @@ class Swarm(Told):
         ``said``: more JoinOptions. With ``listen``, an address, others can dial it: it may vote and lead.
         """
         folder, name = self.folder / f"peer-{number}", f"peer-{number}"
-        common = {"device": "cpu", "dht": False, "name": name, "dir": str(folder), "wait": 0.0}
+        common = {"device": "cpu", "no_dht": True, "name": name, "dir": str(folder), "wait": 0.0}
         options = JoinOptions(**{"coordinator": at or self.address, **common, **said})
         stop, events = Shutdown(), list[ev.Event]()
 
@@ -191,6 +192,11 @@ class Swarm(Told):
 
     def address_of(self, number: int) -> str:
         return next(event.address for event in self.of(ev.PeerJoined) if event.peer == self.peer_id(number))
+
+    def has_safe_voters(self, count: int) -> bool:
+        """Whether so many vote, as the coordinator says, and have the round that made them voters."""
+        changes = self.of(ev.LeaderChanged)
+        return bool(changes) and changes[-1].is_safe and changes[-1].voters == count
 
     def leader(self) -> str:
         """The name of the node that was last said to lead, by the newest term that anybody told."""

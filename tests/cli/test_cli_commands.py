@@ -11,15 +11,18 @@ import pytest
 import typer
 
 from tests.cli.conftest import Refusal
-from tests.fixtures import run_started
+from tests.fixtures import peer_record, run_started
 from tests.telemetry.examples import CLOSED, FINISHED
 from tsr_swarm.cli.coordinate import invitation
 from tsr_swarm.cli.join import name_from
 from tsr_swarm.cli.main import run
 from tsr_swarm.cli.output import Mode, choose_mode
+from tsr_swarm.cli.runs import run_lines, run_object
 from tsr_swarm.config.load import load_run_config
 from tsr_swarm.config.presets import PRESETS
 from tsr_swarm.config.run import RunConfig
+from tsr_swarm.discovery.identity import new_identity
+from tsr_swarm.discovery.runs import FoundRun
 from tsr_swarm.telemetry.events import encode
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -50,6 +53,20 @@ def recorded() -> list[str]:
         (["coordinate", "run.toml", "--announce", "not a host"], 2, "host:port"),
         (["coordinate", "run.toml", "--dht-port", "70000"], 2, "--dht-port"),
         (["join"], 2, "--coordinator HOST:PORT"),
+        (["join", "--run", "chat"], 2, "--run NAME with --dht ADDRESS"),
+        (["join", "--dht", "h:1"], 2, "No run is named; add --coordinator HOST:PORT"),
+        (["join", "--run", "chat room", "--dht", "h:1"], 2, "'chat room' is not a run; write its name"),
+        (["join", "--run", "chat", "--dht", "h"], 2, "--dht: 'h' leads nowhere; write host:port"),
+        (["join", "--run", "chat", "--dht", "127.0.0.1:1", "--wait", "0", "--plain"], 69, "127.0.0.1:1"),
+        (
+            ["join", "--run", "chat", "--dht", "127.0.0.1:1", "--no-dht", "--wait", "0", "--plain"],
+            69,
+            "without the DHT",
+        ),
+        (["coordinate", "empty.toml", "--dht", "h"], 2, "--dht: 'h' leads nowhere"),
+        (["runs"], 2, "add --dht HOST:PORT of any node of a run, or a multiaddr."),
+        (["runs", "--dht", "/ip4/192.0.2.7/tcp/1"], 2, "leads nowhere"),
+        (["runs", "--dht", "127.0.0.1:1"], 69, "127.0.0.1:1"),
         (["join", "--coordinator", "swarm.example.org"], 2, "host:port"),
         (["join", "--coordinator", "h:1", "--name", "not a name"], 2, "ASCII letters, digits"),
         (["join", "--coordinator", "h:1", "--listen", "h:2", "--announce", "not a host"], 2, "host:port"),
@@ -115,6 +132,15 @@ def test_who_waits_for_a_coordinator_says_so_once_and_in_the_end_how_long_it_tri
     assert said.count("Trying again for 0.2 s.") == 1
     assert said.count("127.0.0.1:1 cannot be reached") == 2
     assert captured.err.endswith("Tried for 0.2 s; --wait sets for how long.\n")
+
+
+def test_runs_are_listed_for_people_and_for_programs() -> None:
+    records = tuple(peer_record(new_identity(), now=100.0, round=round, parameters=17_000) for round in (6, 7))
+    found = FoundRun(name="chat", run_id="run1", records=records)
+    assert run_lines([found], 103.0) == ["chat@run1: 2 peers, 17.0 k parameters, round 7, heard of 3.0 s ago"]
+    assert run_lines([], 103.0) == ["No run is in this DHT now."]
+    told = {"run": "chat", "run_id": "run1", "peers": 2, "parameters": 17_000, "round": 7, "age_seconds": 3.0}
+    assert run_object(found, 103.0) == told
 
 
 def test_init_writes_a_file_that_says_what_the_defaults_say(capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,17 +36,18 @@ def test_each_setting_comes_from_the_first_that_has_it(
 
 
 def test_every_kind_of_value_is_read_from_a_profile(tmp_path: Path) -> None:
-    path = profile(tmp_path, '[join]\ndata = ["a", "b"]\ndht = false\nlisten = "h:1"\ndht_port = 5\nname = "ann"\n')
+    path = profile(tmp_path, '[join]\ndata = ["a", "b"]\nno_dht = true\nlisten = "h:1"\ndht_port = 5\nname = "ann"\n')
     merged = merge_profile({}, {}, path)
-    assert (merged.data, merged.dht, merged.listen, merged.dht_port) == (("a", "b"), False, "h:1", 5)
+    assert (merged.data, merged.no_dht, merged.listen, merged.dht_port) == (("a", "b"), True, "h:1", 5)
     assert (merged.name, merged.insecure) == ("ann", False)
-    assert merge_profile({}, {}, profile(tmp_path, '[join]\ndata = "texts"\n')).data == ("texts",)
+    merged = merge_profile({}, {}, profile(tmp_path, '[join]\ndata = "texts"\nrun = "chat@3f"\ndht = "h:1"\n'))
+    assert (merged.data, merged.run, merged.dht) == (("texts",), "chat@3f", ("h:1",))
 
 
 def test_every_kind_of_value_is_read_from_the_environment() -> None:
-    environ = {"DATA": "a:b", "INSECURE": "1", "DHT": "no", "LISTEN": "h:1", "DHT_PORT": "7703", "RESUME": ""}
+    environ = {"DATA": "a:b", "INSECURE": "1", "DHT": "h:1,h:2", "LISTEN": "h:1", "DHT_PORT": "7703", "RESUME": ""}
     merged = merge_profile({}, {"HOME": "/"} | {f"TSR_SWARM_{key}": text for key, text in environ.items()}, None)
-    assert (merged.data, merged.insecure, merged.dht, merged.resume) == (("a", "b"), True, False, False)
+    assert (merged.data, merged.insecure, merged.dht, merged.resume) == (("a", "b"), True, ("h:1", "h:2"), False)
     assert (merged.listen, merged.dht_port) == ("h:1", 7703)
 
 
@@ -89,7 +90,9 @@ def test_a_profile_that_cannot_be_meant_is_refused(text: str, says: str, tmp_pat
         ({"announce": "h"}, {}, "for a peer that listens"),
         ({"dht_port": 7703}, {}, "for a peer that listens"),
         ({"listen": "h:1", "dht_port": 70000}, {}, "0 to 65535"),
-        ({}, {"TSR_SWARM_DHT": "perhaps"}, "TSR_SWARM_DHT = 'perhaps'"),
+        ({"run": "a b"}, {}, "'a b' is not a run"),
+        ({"dht": ("h:1", "nowhere")}, {}, "multiaddrs that end in /p2p/ID, or HOST:PORT"),
+        ({}, {"TSR_SWARM_NO_DHT": "perhaps"}, "TSR_SWARM_NO_DHT = 'perhaps'"),
         ({}, {"TSR_SWARM_DHT_PORT": "any"}, "TSR_SWARM_DHT_PORT = 'any'"),
     ],
 )

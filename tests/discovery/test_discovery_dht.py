@@ -19,9 +19,10 @@ import psutil
 import pytest
 
 from tests.fixtures import peer_record
-from tsr_swarm.discovery.dht import DhtDirectory
+from tsr_swarm.discovery.dht import RUNS, DhtDirectory
 from tsr_swarm.discovery.identity import new_identity
 from tsr_swarm.discovery.records import encode_record
+from tsr_swarm.discovery.runs import WantedRun, find_runs
 from tsr_swarm.errors import UnreachableError
 
 RUN = "run1"
@@ -43,10 +44,12 @@ async def start() -> AsyncIterator[Any]:
         yield start
 
 
-async def put(attacker: DhtDirectory, value: object, subkey: object, expires: float, run_id: str = RUN) -> bool:
+async def put(
+    attacker: DhtDirectory, value: object, subkey: object, expires: float, key: str = f"tsr/v2/run/{RUN}"
+) -> bool:
     """Have a node that keeps no rules ask every other node to store something; True if one did."""
     attacker.node.protocol.record_validator = None
-    stored: bool = await attacker.node.store(f"tsr/v1/{run_id}", value, expires, subkey=subkey, exclude_self=True)
+    stored: bool = await attacker.node.store(key, value, expires, subkey=subkey, exclude_self=True)
     return stored
 
 
@@ -108,22 +111,51 @@ async def test_a_node_stores_nothing_but_authentic_records_in_their_place(start:
     late = time.time() + 2400
     far = peer_record(me, issued=late - 600, expires=late)
     forged = me.public_key + data[32:96] + encode_record(peer_record(victim), victim)[96:]
+    place = f"tsr/v2/run/{RUN}"
     attempts: list[tuple[object, object, float, str]] = [
-        (b"noise", me.peer_id, good.expires, RUN),
-        (forged, victim.peer_id, good.expires, RUN),
-        (data, victim.peer_id, good.expires, RUN),  # under another peer's id
-        (data, me.peer_id, good.expires, "otherrun"),  # in another run's place
-        (data, me.peer_id, good.expires + 60, RUN),  # held for longer than was signed
-        (data, None, good.expires, RUN),  # as a plain value, which would push the whole table aside
-        (encode_record(far, me), me.peer_id, far.expires, RUN),
-        (data + b" " * 5000, me.peer_id, good.expires, RUN),
-        ({"a": [data]}, me.peer_id, good.expires, RUN),
+        (b"noise", me.peer_id, good.expires, place),
+        (forged, victim.peer_id, good.expires, place),
+        (data, victim.peer_id, good.expires, place),  # under another peer's id
+        (data, me.peer_id, good.expires, "tsr/v2/run/otherrun"),  # in another run's place
+        (data, me.peer_id, good.expires + 60, place),  # held for longer than was signed
+        (data, None, good.expires, place),  # as a plain value, which would push the whole table aside
+        (encode_record(far, me), me.peer_id, far.expires, place),
+        (data + b" " * 5000, me.peer_id, good.expires, place),
+        ({"a": [data]}, me.peer_id, good.expires, place),
+        (data, "chat@otherrun", good.expires, RUNS),  # as the entry of another run
+        (data, "talk@run1", good.expires, RUNS),
+        (data, me.peer_id, good.expires, RUNS),  # as an entry beside its run's
+        (data, None, good.expires, RUNS),
     ]
-    for value, subkey, expires, run_id in attempts:
-        assert not await put(attacker, value, subkey, expires, run_id), (value, subkey)
-    assert await first.records(RUN) == ()
+    for value, subkey, expires, key in attempts:
+        assert not await put(attacker, value, subkey, expires, key), (value, subkey, key)
+    assert (await first.records(RUN), await first.runs()) == ((), ())
     assert await put(attacker, data, me.peer_id, good.expires)
-    assert await first.records(RUN) == (good,)
+    assert await put(attacker, data, "chat@run1", good.expires, RUNS)
+    assert (await first.records(RUN), await first.runs()) == ((good,), (good,))
+
+
+async def test_runs_are_listed_each_once_however_many_peers_it_has(start: Any) -> None:
+    first = await start()
+    peers = [first, *[await start(first) for _ in range(2)]]
+    for number, directory in enumerate(peers):
+        for run_id in ("run1", "run2"):
+            await directory.announce(peer_record(directory.identity, run_id=run_id, name=f"peer-{number}"))
+    talk = peer_record(peers[1].identity, run="talk")  # the same run under another name hides nothing
+    await peers[1].announce(talk)
+    for directory in peers:
+        listed = await directory.runs()
+        assert sorted((record.run, record.run_id) for record in listed) == [
+            ("chat", "run1"),
+            ("chat", "run2"),
+            ("talk", "run1"),
+        ]
+        found = await find_runs(directory, WantedRun("chat"))
+        assert [(run.run_id, len(run.records)) for run in found] == [("run2", 3), ("run1", 2)]
+    newer = peer_record(peers[2].identity, round=8, expires=time.time() + 700)
+    await peers[2].announce(newer)
+    await peers[0].announce(peer_record(first.identity, name="peer-0", expires=time.time() + 650))
+    assert newer in await first.runs(), "an entry is the newest record of any peer"
 
 
 async def test_a_reader_checks_again_what_careless_nodes_stored(start: Any) -> None:
@@ -139,6 +171,19 @@ async def test_a_reader_checks_again_what_careless_nodes_stored(start: Any) -> N
     for subkey, value in enumerate([b"noise", 7, ["a"], *damaged, expired]):
         assert await put(attacker, value, subkey, time.time() + 600)
     assert await first.records(RUN) == (good,)
+
+
+async def test_a_dead_way_into_the_dht_does_not_keep_a_node_out_that_knows_another(start: Any) -> None:
+    first, dead = await start(), await start()
+    gone = await dead.visible_maddrs()
+    await dead.close()
+    await first.announce(peer_record(first.identity))
+    known = [*gone, *await first.visible_maddrs()]
+    second = await DhtDirectory.start(identity=new_identity(), initial_peers=known, host_maddrs=(), timeout=DEADLINE)
+    try:
+        assert len(await second.records(RUN)) == 1
+    finally:
+        await second.close()
 
 
 async def test_an_announcement_that_no_node_stores_is_an_error(start: Any) -> None:
@@ -203,9 +248,9 @@ from tsr_swarm.discovery.announcer import Announcer
 from tsr_swarm.discovery.identity import new_identity
 
 async def main():
-    announcer = Announcer(new_identity(), "run", lambda event: print(event.message))
+    announcer = Announcer(new_identity(), lambda event: print(event.message))
     await announcer.start(listen=None, announce=None, initial_peers=())
-    await announcer.keep_announcing("ann", "", None)
+    await announcer.keep_announcing(lambda: None)
     await announcer.close()
 
 asyncio.run(main())
@@ -299,7 +344,7 @@ async def test_hivemind_logs_through_our_loggers_and_only_warnings(start: Any) -
 
 OWNER = """
 import asyncio
-from tsr_swarm.discovery.dht import DhtDirectory
+from tsr_swarm.discovery.dht import RUNS, DhtDirectory
 from tsr_swarm.discovery.identity import new_identity
 
 async def main():

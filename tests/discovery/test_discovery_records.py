@@ -15,6 +15,7 @@ from tsr_swarm.discovery.identity import Identity, new_identity
 
 NOW = 1_700_000_000.0
 RUN = "run1"
+DHT = "/ip4/192.0.2.7/tcp/4001/p2p/12D3KooWKwqXvCntmy4fDwmcrt8M2PytogE9EMQbDw1Ec5ZGZwtN"
 ALICE, MALLORY = new_identity(), new_identity()
 
 
@@ -33,12 +34,24 @@ def reason_of(data: bytes, run_id: str = RUN, now: float = NOW) -> str:
     run_id=st.from_regex(r"[A-Za-z0-9]{1,64}", fullmatch=True),
     address=st.sampled_from(["", "swarm.example.org:7700", "[2001:db8::7]:1", "a" * 253 + ":65535"]),
     role=st.sampled_from(records.PeerRole),
+    run=st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True),
+    counts=st.tuples(st.integers(0, records.MAX_COUNT), st.integers(0, records.MAX_COUNT)),
+    dht=st.sampled_from(["", DHT, f"/dns4/{'a' * 175}/tcp/65535/p2p/{'1' * 64}"]),
     lifetime=st.floats(1, records.MAX_LIFETIME_SECONDS),
 )
 def test_a_record_is_read_as_it_was_written(
-    name: str, run_id: str, address: str, role: records.PeerRole, lifetime: float
+    name: str,
+    run_id: str,
+    address: str,
+    role: records.PeerRole,
+    run: str,
+    counts: tuple[int, int],
+    dht: str,
+    lifetime: float,
 ) -> None:
-    record = peer_record(ALICE, NOW, name=name, run_id=run_id, address=address, role=role, issued=0.0, expires=lifetime)
+    texts: dict[str, Any] = {"name": name, "run_id": run_id, "run": run, "address": address, "dht": dht, "role": role}
+    parameters, round = counts
+    record = peer_record(ALICE, 0.0, expires=lifetime, parameters=parameters, round=round, **texts)
     data = records.encode_record(record, ALICE)
     assert len(data) < records.MAX_RECORD_BYTES
     assert records.decode_record(data, run_id=run_id, now=0.0) == record
@@ -91,6 +104,10 @@ def test_a_record_from_the_future_is_refused_by_readers_but_is_authentic() -> No
         *({"peer_id": peer_id} for peer_id in ("0" * 31, "G" * 32)),
         *({"name": name} for name in ("", "a" * 33, "a b", "\x1b[31m")),
         *({"address": address} for address in ("host", "host:0")),
+        *({"run": run} for run in ("", "a" * 65, "a b", "chat@run1")),
+        *({key: count} for key in ("parameters", "round") for count in (-1, records.MAX_COUNT + 1)),
+        *({"version": version} for version in (1, 3)),
+        *({"dht": dht} for dht in ("192.0.2.7:4001", DHT + "x" * 256, DHT.partition("/p2p")[0])),
         {"issued": float("nan")},
         *({"expires": expires} for expires in (float("inf"), NOW, NOW + records.MAX_LIFETIME_SECONDS + 1)),
     ],
@@ -110,6 +127,9 @@ def test_a_field_out_of_bounds_can_neither_be_written_nor_read(changes: dict[str
         {"name": None},
         *({"address": address} for address in (7, 0, None)),
         {"extra": 1},
+        *({"round": round} for round in (7.0, True, "7", None, [7])),
+        {"parameters": 10**400},
+        {"version": 2.0},
     ],
 )
 def test_a_field_of_the_wrong_kind_is_refused(changes: dict[str, Any]) -> None:

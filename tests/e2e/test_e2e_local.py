@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -136,6 +138,34 @@ def test_by_hand_init_coordinate_join_status(folder: Path) -> None:
         events = events_of(coordinator.stdout)
     assert coordinator.returncode == 0
     assert events[-1]["event"] == "run_finished"
+
+
+def test_a_killed_coordinators_run_is_listed_and_joined_by_its_name(folder: Path) -> None:
+    """Real processes, of which the newcomer knows one, a volunteer's."""
+    with ExitStack() as stack:
+
+        def begin(*arguments: str) -> subprocess.Popen[str]:
+            process = stack.enter_context(start(folder, *arguments, "--json"))
+            stack.callback(process.kill)
+            return process
+
+        coordinator = begin("coordinate", "tiny.toml", "--listen", "127.0.0.1:0", "--rounds", "0")
+        address = json.loads(coordinator.stdout.readline())["address"]
+        for number in range(2):
+            begin("join", "--coordinator", address, "--listen", "127.0.0.1:0", "--dir", f"peer-{number}")
+        told: list[Event] = []
+        for event in map(json.loads, coordinator.stdout):
+            told.append(event)
+            is_safe = any(event["is_safe"] for event in of_kind(told, "leader_changed"))
+            if is_safe and any(event["records"] == 3 for event in of_kind(told, "dht_found")):
+                break
+        coordinator.kill()
+        way_in = of_kind(told, "peer_joined")[0]["address"]
+        [listed] = events_of(tsr_swarm(folder, "runs", "--dht", way_in, "--json").stdout)
+        assert (listed["run"], listed["peers"]) == ("my-run", 3)
+        assert "my-run@" in tsr_swarm(folder, "runs", "--dht", way_in).stdout
+        newcomer = begin("join", "--run", f"my-run@{listed['run_id'][:6]}", "--dht", way_in, "--dir", "newcomer")
+        assert any(event.get("included") for event in map(json.loads, newcomer.stdout))
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGHUP, signal.SIGKILL])

@@ -147,6 +147,22 @@ def test_a_disk_that_cannot_be_written_changes_nothing_in_memory(tmp_path: Path)
     assert book.address("a" * 32)
 
 
+def test_how_to_find_the_run_in_the_dht_is_kept_and_a_damaged_hint_is_none(tmp_path: Path) -> None:
+    path, good = tmp_path / "contacts.json", f"/ip4/192.0.2.7/tcp/7701/p2p/{'1' * 52}"
+    before = AddressBook(ME, path)
+    before.run, before.multiaddrs = "chat@3fa2", (good,)
+    before.keep([])
+    after = AddressBook(ME, path)
+    after.load()
+    assert (after.run, after.multiaddrs) == ("chat@3fa2", (good,))
+    kept = json.loads(path.read_text())
+    for damage in ({"run": "a b"}, {"run": 7}, {"dht": 7}, {"dht": [7]}, {"dht": ["nowhere"] * 99}, {"dht": "x" * 99}):
+        path.write_text(json.dumps(kept | damage))
+        after = AddressBook(ME, path)
+        after.load()
+        assert after.multiaddrs == ()
+
+
 class Listed:
     """Says who takes part; no more is asked of it."""
 

@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from tsr_swarm.cli.options import Json, NoDht, Plain, Proxy, Record, Rounds, Set, announced_to, host_port
+from tsr_swarm.cli.options import (
+    Json,
+    NoDht,
+    Plain,
+    Proxy,
+    Record,
+    Rounds,
+    Set,
+    Ways,
+    announced_to,
+    check_ways,
+    host_port,
+)
 from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.config.load import load_run_config
@@ -26,6 +38,7 @@ def coordinate(
     dht_port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="PORT", envvar="TSR_SWARM_DHT_PORT", help="0: any free one.")
     ] = 0,
+    dht: Ways = None,
     no_dht: NoDht = False,
     insecure: Annotated[
         bool,
@@ -42,6 +55,7 @@ def coordinate(
     mode = choose_mode(plain=plain, json=json)
     require_process_room()
     changes = [*(overrides or []), *([] if rounds is None else [f"run.rounds={rounds}"])]
+    ways = check_ways(dht)
     config = load_run_config(run_file, changes)
     if mode is Mode.SCREEN:
         from tsr_swarm.cli.screen import show_coordinator
@@ -60,6 +74,7 @@ def coordinate(
         announce=announce,
         dht_port=dht_port,
         use_dht=not no_dht,
+        dht=ways,
         insecure=insecure,
         resume=resume,
         proxy=proxy,

@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from tsr_swarm.cli.options import Json, Plain, Proxy, UsageError, announced_to, host_port, usage, waiting
+from tsr_swarm.cli.options import (
+    Json,
+    Plain,
+    Proxy,
+    UsageError,
+    Ways,
+    announced_to,
+    check_ways,
+    host_port,
+    usage,
+    waiting,
+)
 from tsr_swarm.cli.output import Mode, choose_mode, emitter
 from tsr_swarm.cli.process import run_training
 from tsr_swarm.cli.profile import FIELDS, merge_profile
@@ -20,6 +31,13 @@ from tsr_swarm.process.shutdown import Shutdown
 def join(
     context: typer.Context,
     coordinator: Annotated[str | None, host_port("Where the coordinator listens.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[@RUNID]", help="Find the run in the DHT by its name, with --dht; no coordinator needed."
+        ),
+    ] = None,
+    dht: Ways = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -59,16 +77,18 @@ def join(
 ) -> None:
     mode = choose_mode(plain=plain, json=json)
     # Most keys of a profile are the parameters above, by name.
-    flags = {**{key: context.params.get(key) for key in FIELDS}, "data": data or None, "dht": False if no_dht else None}
+    flags = {**{key: context.params.get(key) for key in FIELDS}, "data": data or None, "dht": check_ways(dht) or None}
     usage(lambda: merge_profile(flags, {}, None))
     settings = merge_profile(flags, os.environ, profile)
-    if not settings.coordinator:
-        raise UsageError("No coordinator is named; add --coordinator HOST:PORT.")
+    if not settings.coordinator and not (settings.run and settings.dht):
+        raise UsageError(
+            "No run is named; add --coordinator HOST:PORT, or --run NAME with --dht ADDRESS, a way into the DHT."
+        )
     require_process_room()
     if mode is Mode.SCREEN:
         from tsr_swarm.cli.screen import show_peer
 
-        show_peer(context.obj, settings.coordinator)
+        show_peer(context.obj, settings)
 
     from tsr_swarm.node.peer import run_peer
 

@@ -30,6 +30,7 @@ COMMANDS = {  # each is the function of its name in the module of its name
     "coordinate": "Lead a run. Serves its manifest and state, opens rounds and averages what peers send.",
     "join": "Join a run and train with it. Options can also come from TSR_SWARM_DEVICE=cpu and the like, or a profile.",
     "monitor": "Watch a run. Closing the monitor changes nothing for it.",
+    "runs": "List the runs in a DHT: name, run id, peers, size, round, age.",
     "status": "Say how a run is doing, and stop.",
     "sample": "Let a run's model write. It is read from the newest checkpoint.",
     "replay": "Show a recorded run again.",

@@ -1,6 +1,6 @@
 """Options that several commands share, and the one way to refuse a wrong one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -8,6 +8,7 @@ import typer
 
 from tsr_swarm.config.link import parse_seconds
 from tsr_swarm.config.presets import KEY, PRESETS, require_preset
+from tsr_swarm.discovery.addresses import is_way_in
 from tsr_swarm.errors import ConfigError, SwarmError
 from tsr_swarm.transport.address import parse_address
 
@@ -31,6 +32,14 @@ Set = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the run file; repeatable."),
 ]
 NoDht = Annotated[bool, typer.Option("--no-dht", help="Do without the DHT; the gRPC port is enough.")]
+Ways = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dht",
+        metavar="ADDRESS",
+        help="A way into the DHT: HOST:PORT of any node of a run, or a multiaddr; repeatable.",
+    ),
+]
 Record = Annotated[Path | None, typer.Option(metavar="FILE", help="Append the event stream to FILE, for 'replay'.")]
 
 
@@ -43,6 +52,18 @@ def require_address(value: str) -> str:
     """A HOST:PORT, as a typer callback."""
     usage(lambda: parse_address(value))
     return value
+
+
+def check_ways(values: Iterable[str] | None) -> tuple[str, ...]:
+    """Ways into the DHT, each a multiaddr or a HOST:PORT; none for None."""
+    ways = tuple(values or ())
+    for way in ways:
+        if not is_way_in(way):
+            raise UsageError(
+                f"--dht: '{way[:80]}' leads nowhere; write host:port of a node, such as 192.0.2.7:7700, or a multiaddr "
+                "with its /p2p/ID, such as /ip4/192.0.2.7/tcp/7701/p2p/12D3KooW..."
+            )
+    return ways
 
 
 def check_announce(value: str | None) -> str | None:

@@ -29,15 +29,16 @@ def read_profile(path: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise ConfigError(f"{path} has no [{JoinOptions.section}] table; a peer's settings go there.")
     refuse_unknown(table, FIELDS, JoinOptions.full_key(""))
-    if isinstance(table.get("data"), str):  # one path need not be a list
-        table["data"] = (table["data"],)
+    for key in ("data", "dht"):
+        if isinstance(table.get(key), str):  # one need not be a list
+            table[key] = (table[key],)
     if isinstance(table.get("wait"), str):
         table["wait"] = _seconds(JoinOptions.full_key("wait"), table["wait"])
     return table
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """``TSR_SWARM_OUTBOUND_ONLY=1`` says ``outbound_only = true``; several paths are separated by ``:``."""
+    """``TSR_SWARM_OUTBOUND_ONLY=1`` says ``outbound_only = true``; paths are separated by ``:``, addresses by ``,``."""
     variables = {key: (ENV_PREFIX + key.upper(), type(field.default)) for key, field in FIELDS.items()}
     return {key: _value(name, environ[name], kind) for key, (name, kind) in variables.items() if name in environ}
 
@@ -51,7 +52,8 @@ def _value(name: str, text: str, kind: type) -> Any:
         return int(text)
     if kind is float:
         return _seconds(name, text)
-    return tuple(filter(None, text.split(":"))) if kind is tuple else text
+    separator = "," if name.endswith("_DHT") else ":"
+    return tuple(filter(None, text.split(separator))) if kind is tuple else text
 
 
 def _seconds(key: str, text: str) -> float:

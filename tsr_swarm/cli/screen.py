@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from tsr_swarm.cli.monitor import watching
-from tsr_swarm.cli.output import Mode, print_line
+from tsr_swarm.cli.output import Mode, print_aside, print_line
 from tsr_swarm.cli.process import LEAVING, run_process
 from tsr_swarm.cli.status import run_lines
 from tsr_swarm.monitor.app import Invite, SwarmMonitor
 from tsr_swarm.monitor.sources import PipeSource, Source
 from tsr_swarm.monitor.view import View
-from tsr_swarm.process.shutdown import INTERRUPTED, Shutdown
+from tsr_swarm.node.join_options import JoinOptions
+from tsr_swarm.process.shutdown import INTERRUPTED, Shutdown, run_unless
 from tsr_swarm.process.supervisor import (
     Child,
     ChildError,
@@ -49,12 +50,21 @@ def show_coordinator(arguments: Sequence[str], title: str, folder: Path | None, 
     run_process(Mode.SCREEN, work)
 
 
-def show_peer(arguments: Sequence[str], coordinator: str) -> NoReturn:
-    """Run ``join`` with these arguments behind a screen that shows the whole swarm, as its coordinator reports it."""
+def show_peer(arguments: Sequence[str], options: JoinOptions) -> NoReturn:
+    """Run ``join`` with these arguments behind a screen that shows the whole swarm, as one of its nodes reports it."""
 
     async def work(stop: Shutdown) -> None:
+        coordinator, known = options.coordinator, [*arguments]
+        if not coordinator:
+            from tsr_swarm.node.find_run import look_up_address
+
+            found = await run_unless(stop.graceful, look_up_address(options, print_aside))
+            if found is None:
+                return
+            coordinator = found
+            known += ["--coordinator", coordinator]
         async with watching(coordinator) as source, ProcessGroup() as group:
-            await show_beside(group, "peer", arguments, source, coordinator, stop)
+            await show_beside(group, "peer", known, source, coordinator, stop)
 
     run_process(Mode.SCREEN, work)
 

@@ -64,9 +64,9 @@ def shown_address(listen: str, announce: str | None, port: int) -> str:
 
 
 def dht_addresses(listen: str, announce: str | None, dht_port: int) -> tuple[Address, Address | None]:
-    """Give where the DHT node listens, and where others find it if that is elsewhere."""
+    """Give where the DHT node listens, and where others find it if that is elsewhere; port 0: at its own port."""
     host, _ = parse_address(listen)
-    announced = Address(announced_address(announce, 0).host, dht_port) if announce and dht_port else None
+    announced = Address(announced_address(announce, 0).host, dht_port) if announce else None
     return Address(host, dht_port), announced
 
 
@@ -108,6 +108,16 @@ def multiaddrs_for(caller: str, visible: Iterable[str], announce: str = "") -> t
     announced = [_with_host(multiaddr, announce) for multiaddr in known] if announce else []
     seen = [multiaddr for multiaddr in known if not is_loopback(host_of(multiaddr))]
     return tuple(dict.fromkeys([*announced, *seen]))[:MAX_MULTIADDRS]
+
+
+def is_multiaddr(text: str) -> bool:
+    """Say whether ``text`` is a multiaddr that names a host, a port and a peer."""
+    return dialable([text]) == (text,)
+
+
+def is_way_in(text: str) -> bool:
+    """Say whether ``text`` can lead into the DHT: a multiaddr, or the host:port at which a node tells its own."""
+    return is_multiaddr(text) or dialable_address("127.0.0.1", text) != ""
 
 
 def dialable(multiaddrs: Iterable[str]) -> tuple[str, ...]:

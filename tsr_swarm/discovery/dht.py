@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,7 +33,8 @@ LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 START_SECONDS = 15.0
 CALL_SECONDS = 10.0
 CLOSE_SECONDS = 3.0
-MAX_RECORDS = 4096  # a reader checks this many signatures at most
+MAX_RECORDS = 4096  # of one answer: a reader checks this many signatures at most
+RUNS = "tsr/v2/runs"  # key of the list of runs: an entry is the newest record that any peer of that run has put there
 
 T = TypeVar("T")
 
@@ -103,34 +105,43 @@ class DhtDirectory:
         return tuple(str(multiaddr) for multiaddr in found)
 
     async def announce(self, record: PeerRecord) -> None:
-        """Sign and store ``record`` until it expires. Costs one look-up and up to five stores, under 1 kB each.
+        """Sign and store ``record`` until it expires, in its run's place and as the run's entry in the list of runs.
+
+        Costs two look-ups and up to ten stores, about 0.7 kB each.
 
         Raises UnreachableError when no other node took it; before others have joined, this node's own copy counts.
         """
         data = encode_record(record, self.identity)
-        stored = await _within(
-            CALL_SECONDS,
-            # A node's own copy proves nothing about the network, so one that joined others does not count itself.
-            self.node.store(
-                _key(record.run_id), data, float(record.expires), subkey=record.peer_id, exclude_self=self.has_joined
-            ),
+        keys, subkeys = zip(*_places(record), strict=True)
+        # A node's own copy proves nothing about the network, so one that joined others does not count itself.
+        storing = self.node.store_many(
+            [*keys], [data] * len(keys), float(record.expires), [*subkeys], exclude_self=self.has_joined
         )
-        if not stored:
+        stored = await _within(CALL_SECONDS, storing)
+        if not stored[keys[0], subkeys[0]]:  # the run's entry may be another peer's, which is newer
             raise UnreachableError("No DHT node took this peer's record, so others cannot find it there.")
 
     async def records(self, run_id: str) -> tuple[PeerRecord, ...]:
         """Give the valid records of a run, this peer's own among them, by peer id. Bad ones are silently left out."""
-        found = await _within(CALL_SECONDS, self.node.get(_key(run_id), latest=True))
-        if found is None or not isinstance(found.value, dict):
-            return ()
-        now = time.time()
         records: dict[str, PeerRecord] = {}
-        for entry in list(found.value.values())[:MAX_RECORDS]:
+        for record in await self._read(_key(run_id), run_id):
+            records[record.peer_id] = max(record, records.get(record.peer_id, record), key=lambda r: r.expires)
+        return tuple(records[peer_id] for peer_id in sorted(records))
+
+    async def runs(self) -> tuple[PeerRecord, ...]:
+        """Give a valid record of each run that is listed, the newest first. What they say of their run is a claim."""
+        return tuple(sorted(await self._read(RUNS), key=lambda record: -record.issued))
+
+    async def _read(self, key: str, run_id: str | None = None) -> list[PeerRecord]:
+        found = await _within(CALL_SECONDS, self.node.get(key, latest=True))
+        if found is None or not isinstance(found.value, dict):
+            return []
+        now, records = time.time(), []
+        for entry in islice(found.value.values(), MAX_RECORDS):
             if isinstance(entry.value, bytes):
                 with suppress(PeerError):
-                    record = decode_record(entry.value, run_id=run_id, now=now)
-                    records[record.peer_id] = max(record, records.get(record.peer_id, record), key=lambda r: r.expires)
-        return tuple(records[peer_id] for peer_id in sorted(records))
+                    records.append(decode_record(entry.value, run_id=run_id, now=now))
+        return records
 
     def healthy(self) -> bool:
         """Say whether the daemon runs and, if this node joined others, it still knows one."""
@@ -211,7 +222,7 @@ async def _start_node(p2p: Any, initial_peers: Sequence[str], client_only: bool)
 
 
 def _record_gate() -> Any:
-    """What this node agrees to hold for others: authentic records, under their peer's id, in their run's place.
+    """What this node agrees to hold for others: authentic records, in the two places of each.
 
     Looser in time than ``decode_record``: a reader drops a whole answer when its gate refuses one record of it, and a
     clock may be some seconds off.
@@ -233,8 +244,10 @@ def _record_gate() -> Any:
             except PeerError:
                 return False
             return (
-                stored.key == DHTID.generate(source=_key(record.run_id)).to_bytes()
-                and stored.subkey == pack(record.peer_id)
+                any(
+                    stored.key == DHTID.generate(source=key).to_bytes() and stored.subkey == pack(subkey)
+                    for key, subkey in _places(record)
+                )
                 and stored.expiration_time == record.expires
                 and record.expires <= time.time() + 2 * MAX_LIFETIME_SECONDS
             )
@@ -275,4 +288,12 @@ def _unusable(reason: str) -> UnreachableError:
 
 
 def _key(run_id: str) -> str:
-    return f"tsr/v1/{run_id}"
+    return f"tsr/v2/run/{run_id}"
+
+
+def _places(record: PeerRecord) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Give key and sub-key of both places of a record: among its run's peers, and as its run in the list of runs.
+
+    A run has one entry there, however many peers it has; and who claims another name for it has an entry beside.
+    """
+    return (_key(record.run_id), record.peer_id), (RUNS, f"{record.run}@{record.run_id}")

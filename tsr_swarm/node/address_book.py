@@ -8,8 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tsr_swarm.discovery.addresses import address_for, dialable_address
-from tsr_swarm.errors import PeerError, UnreachableError
+from tsr_swarm.discovery.addresses import address_for, dialable, dialable_address
+from tsr_swarm.discovery.runs import parse_wanted_run
+from tsr_swarm.errors import ConfigError, PeerError, UnreachableError
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.address import parse_address
 from tsr_swarm.transport.client import SwarmClient
@@ -32,8 +33,10 @@ class AddressBook:
     def __init__(self, me: str, path: Path | None = None) -> None:
         self._me, self._path = me, path
         self._addresses: dict[str, str] = {}  # the newest last
-        self._kept: Mapping[str, str] = {}
+        self._kept: Mapping[str, object] = {}
         self._met = ""
+        self.run = ""  # NAME@RUNID of the run, as it is found in the DHT
+        self.multiaddrs: tuple[str, ...] = ()  # of nodes of the DHT
         self.changes = 0  # of addresses, so far
 
     def load(self, met: str = "") -> None:
@@ -41,13 +44,16 @@ class AddressBook:
         self._met = met
         if self._path is None:
             return
-        with suppress(OSError, ValueError, AttributeError, LookupError, TypeError, RecursionError, PeerError):
+        with suppress(
+            OSError, ValueError, AttributeError, LookupError, TypeError, RecursionError, PeerError, ConfigError
+        ):
             kept = json.loads(self._path.read_text("utf-8"))
             if kept["met"] != met:
                 return  # another run, for all that is known
             for peer_id, address in kept["contacts"].items():
                 require_peer_id("contacts", peer_id)
                 self.update(peer_id, dialable_address("127.0.0.1", address))
+            self.run, self.multiaddrs = str(parse_wanted_run(kept["run"])), dialable(kept["dht"])
 
     def update(self, peer_id: str, address: str) -> None:
         """``peer_id`` is at ``address``; "" says nothing."""
@@ -83,12 +89,13 @@ class AddressBook:
         """Keep the addresses of these for the next start, if they have changed. A disk that is full loses a hint."""
         wanted = {peer_id: self.address(peer_id) for peer_id in list(dict.fromkeys(peer_ids))[:MOST_KEPT]}
         wanted = {peer_id: address for peer_id, address in wanted.items() if address}
-        if self._path is None or wanted == self._kept:
+        kept = {"met": self._met, "contacts": wanted, "run": self.run, "dht": self.multiaddrs}
+        if self._path is None or kept == self._kept or not (wanted or self.multiaddrs):
             return
         aside = self._path.with_suffix(".tmp")
-        self._kept = wanted
+        self._kept = kept
         with suppress(OSError):
-            aside.write_text(json.dumps({"met": self._met, "contacts": wanted}), "utf-8")
+            aside.write_text(json.dumps(kept), "utf-8")
             aside.replace(self._path)
 
 

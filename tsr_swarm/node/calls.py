@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -31,6 +31,8 @@ GOODBYE_SECONDS = 2.0
 LAST_REPORT_SECONDS = 5.0  # says whether all weights agree at the end
 REPORT_SECONDS = 90.0  # a leader may be slower than we are, and answers when it has applied the round
 
+Accept = Callable[[pb.HelloReply], None]  # refuses an answer by raising a SwarmError
+
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
@@ -45,25 +47,31 @@ class Handshake:
         return tuple(dict.fromkeys([self.hello.peer_id, *(contact.peer_id for contact in self.hello.contacts)]))
 
 
-async def say_hello(clients: ClientPool, book: AddressBook, address: str) -> Handshake:
+def accept_any(hello: pb.HelloReply) -> None:
+    """Take any run for the one that is meant."""
+
+
+async def say_hello(clients: ClientPool, book: AddressBook, address: str, accept: Accept = accept_any) -> Handshake:
     """Say hello at ``address``, or else to a node that was seen before. Raises UnreachableError or RefusedError."""
     try:
-        return await _say_hello(clients, book, address)
+        return await greet(clients, book, address, accept)
     except UnreachableError as error:
         until = time.monotonic() + OTHERS_SECONDS
         for other in book.addresses:
             if time.monotonic() < until and other != address:
                 try:
-                    return await _say_hello(clients, book, other)
+                    return await greet(clients, book, other, accept)
                 except (UnreachableError, RefusedError, PeerError, ConfigError):
                     continue
         raise error
 
 
-async def _say_hello(clients: ClientPool, book: AddressBook, address: str) -> Handshake:
+async def greet(clients: ClientPool, book: AddressBook, address: str, accept: Accept) -> Handshake:
+    """Say hello at one address. What ``accept`` refuses, by raising a SwarmError, leaves the book as it was."""
     client = await clients.at(address)
     hello = await client.hello(pb.HelloRequest(protocol=PROTOCOL_VERSION, package_version=__version__))
     checks.check(hello)
+    accept(hello)
     host, _ = parse_address(client.address)
     book.update_from(host, hello.contacts)
     book.update(hello.peer_id, client.address)  # whatever it calls itself, this is how it is reached from here

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.discovery.addresses import address_for
+from tsr_swarm.discovery.records import PeerRole, Presence
 from tsr_swarm.errors import RefusedError
 from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.driver import Driver
@@ -114,6 +115,20 @@ class NodeContext:
         """The newest round that anybody said to stand."""
         told = self._newest
         return self.base if told is None or told.round < self.base.round else told
+
+    @property
+    def presence(self) -> Presence:
+        """What this node says in the DHT, in which others look for the run and for it."""
+        info, manifest = self.info, self.manifest
+        return Presence(
+            run_id=manifest.run_id,
+            run=self.config.run.name,
+            parameters=manifest.parameters,
+            round=self.newest.round,
+            name=info.name,
+            address=info.address,
+            role=PeerRole.PEER if info.trains else PeerRole.COORDINATOR,
+        )
 
     @property
     def term(self) -> int:

@@ -14,21 +14,16 @@ from typing import cast
 
 from tsr_swarm import __version__
 from tsr_swarm.config.run import RunConfig
-from tsr_swarm.discovery.addresses import (
-    announced_address,
-    dht_addresses,
-    multiaddrs_for,
-    require_consent,
-    shown_address,
-)
+from tsr_swarm.discovery.addresses import dht_addresses, require_consent, shown_address
 from tsr_swarm.discovery.announcer import Announcer
 from tsr_swarm.discovery.identity import load_identity
-from tsr_swarm.discovery.records import PeerRole
-from tsr_swarm.errors import CheckpointError, RunError
+from tsr_swarm.errors import CheckpointError, RunError, SwarmError
 from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.context import NodeContext, NodeInfo
 from tsr_swarm.node.events.run_log import LINGER_SECONDS, RunLog
+from tsr_swarm.node.find_run import ask_multiaddrs
 from tsr_swarm.node.node import SavedState, SwarmNode, open_node
+from tsr_swarm.node.rejoin import keep_announcing, keep_rejoining
 from tsr_swarm.node.service import StartingService
 from tsr_swarm.node.weights import AppliedRound, PlainWeights
 from tsr_swarm.node.workspace import advise_organiser
@@ -76,6 +71,7 @@ class CoordinateOptions:
     announce: str | None = None  # HOST or HOST:PORT under which others reach this machine
     dht_port: int = 0
     use_dht: bool = True
+    dht: tuple[str, ...] = ()  # ways into a DHT that there is: multiaddrs, or host:port of any node of any run
     insecure: bool = False
     resume: bool = False
     proxy: str | None = None  # the HTTP proxy that every call goes through
@@ -145,7 +141,7 @@ class CoordinatorProcess:
             self._begun = start_run(folder, options.config, me)
         manifest = self._begun.manifest
         self._store = StateStore(manifest, folder.path / STATES, self._begun.round_log)
-        self._announcer = Announcer(self._identity, manifest.run_id, self._run_log.emit)
+        self._announcer = Announcer(self._identity, self._run_log.emit)
 
     async def run(self, stop_gently: asyncio.Event, unread: Sequence[str]) -> None:
         """Take part to the end. ``unread`` says what of the data could not be read."""
@@ -158,8 +154,7 @@ class CoordinatorProcess:
             await stack.enter_async_context(clients)
             if options.use_dht:
                 stack.push_async_callback(self._announcer.close)
-                listen, announce = dht_addresses(options.listen, options.announce, options.dht_port)
-                await self._announcer.start(listen=listen, announce=announce, initial_peers=())
+                await self._start_dht(clients)
             context = self._context(address, clients)
             saved = SavedState(
                 hard_state=begun.hard_state,
@@ -177,11 +172,23 @@ class CoordinatorProcess:
             advice = advise_organiser(options.config.data, options.listen)
             for sentence in (*unread, *([] if advice is None else [advice])):
                 self._warn(sentence)
-            announcing = asyncio.create_task(self._announcer.keep_announcing(NAME, address, PeerRole.COORDINATOR))
-            stack.callback(announcing.cancel)
+            if options.use_dht:
+                context.background.start(keep_rejoining(context, self._announcer))
+                context.background.start(keep_announcing(context, self._announcer))
             await self.score(begun.record.round, begun.consensus)
             reason = await self._node.run(stop_gently)
             await self._end(context, reason)
+
+    async def _start_dht(self, clients: ClientPool) -> None:
+        """Join the DHT that was named or that an earlier start was in; begin one where there is none."""
+        options, known = self._options, list[str]()
+        listen, announce = dht_addresses(options.listen, options.announce, options.dht_port)
+        if ways_in := [*options.dht, *self._book.multiaddrs]:
+            try:
+                known = await ask_multiaddrs(clients, ways_in)
+            except SwarmError as error:
+                self._warn(f"{error} The run goes on in a DHT of its own.")
+        await self._announcer.start(listen=listen, announce=announce, initial_peers=known)
 
     async def _end(self, context: NodeContext, reason: str) -> None:
         """Tell people how the run ended, or that this node goes before that, while others can still read it here."""
@@ -221,8 +228,7 @@ class CoordinatorProcess:
         self._run_log.emit(events.Warned(message=message))
 
     def _initial_peers(self, caller: Caller) -> list[str]:
-        announce = announced_address(self._options.announce, 0).host if self._options.announce else ""
-        return list(multiaddrs_for(caller.address, self._announcer.multiaddrs, announce))
+        return [*self._announcer.multiaddrs_for(caller.address)]
 
     def emit(self, event: Event) -> None:
         self._run_log.emit(event)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tsr_swarm.config.coerce import ConfigSection
+from tsr_swarm.discovery.addresses import is_way_in
+from tsr_swarm.discovery.runs import parse_wanted_run
 from tsr_swarm.errors import ConfigError
 
 MAX_WAIT_SECONDS = 365 * 86400.0
@@ -16,6 +18,8 @@ class JoinOptions(ConfigSection):
 
     section: ClassVar[str] = "join"
     coordinator: str = ""
+    run: str = ""  # NAME or NAME@RUNID, found in the DHT where no coordinator is named or none answers
+    dht: tuple[str, ...] = ()  # ways into the DHT: multiaddrs, or host:port of any node of a run
     data: tuple[str, ...] = ()  # none: this peer's part of the run's own data
     device: str = "auto"
     name: str = ""
@@ -24,7 +28,7 @@ class JoinOptions(ConfigSection):
     dht_port: int = 0
     insecure: bool = False
     outbound_only: bool = False
-    dht: bool = True
+    no_dht: bool = False
     resume: bool = False
     dir: str = ""  # where its key and its checkpoints are kept; none: nowhere
     local_space: str = ""  # none: what the run says
@@ -36,6 +40,9 @@ class JoinOptions(ConfigSection):
         self.require(self.local_space in ("", "core", "full"), "local_space", '"core" or "full"')
         is_name = re.fullmatch(r"[A-Za-z0-9_-]{0,32}", self.name) is not None
         self.require(is_name, "name", "1 to 32 ASCII letters, digits, '-' or '_'")
+        if self.run:
+            parse_wanted_run(self.run)
+        self.require(all(map(is_way_in, self.dht)), "dht", "multiaddrs that end in /p2p/ID, or HOST:PORT")
         self.require(0 <= self.dht_port <= 65535, "dht_port", "a port, 0 to 65535")
         self.require(0 <= self.wait <= MAX_WAIT_SECONDS, "wait", f"0 to {MAX_WAIT_SECONDS:.0f} seconds")
         if self.listen and self.outbound_only:

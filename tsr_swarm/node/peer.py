@@ -15,17 +15,18 @@ from typing import cast
 import torch
 
 from tsr_swarm.config.manifest import Manifest, decode_manifest
-from tsr_swarm.discovery.addresses import clock_warning, dht_addresses, is_loopback, require_consent, shown_address
+from tsr_swarm.discovery.addresses import clock_warning, is_loopback, is_multiaddr, require_consent, shown_address
 from tsr_swarm.discovery.announcer import Announcer
 from tsr_swarm.discovery.identity import load_identity
-from tsr_swarm.discovery.records import PeerRole
 from tsr_swarm.errors import CheckpointError, ConfigError, RefusedError, RunError
 from tsr_swarm.node.address_book import AddressBook, ClientPool
-from tsr_swarm.node.calls import Handshake, say_hello
+from tsr_swarm.node.calls import Handshake
 from tsr_swarm.node.context import NodeContext, NodeInfo
 from tsr_swarm.node.events.run_log import LINGER_SECONDS, RunLog
+from tsr_swarm.node.find_run import dht_listen, find_run
 from tsr_swarm.node.join_options import JoinOptions
 from tsr_swarm.node.node import SavedState, SwarmNode, open_node
+from tsr_swarm.node.rejoin import keep_announcing, keep_rejoining
 from tsr_swarm.node.service import StartingService
 from tsr_swarm.node.weights import AppliedRound
 from tsr_swarm.node.workspace import Workspace, choose_device, require_its_memory, require_its_model
@@ -52,8 +53,7 @@ from tsr_swarm.telemetry.events import Event
 from tsr_swarm.telemetry.log import EventLog
 from tsr_swarm.train.corpus import find_documents
 from tsr_swarm.train.evaluate import make_evaluate
-from tsr_swarm.transport.address import Address
-from tsr_swarm.transport.base import SwarmHandler
+from tsr_swarm.transport.base import Caller, SwarmHandler
 from tsr_swarm.transport.client import retry_while_unreachable
 from tsr_swarm.transport.server import serve
 from tsr_swarm.wire.messages import PublishedHeader, with_rules
@@ -91,6 +91,7 @@ class PeerProcess:
         self._handshake: Handshake
         self._folder: RunFolder
         self._workspace: Workspace
+        self._announcer: Announcer | None
         self._restored: PeerState | None  # from this peer's own checkpoint
         self._node: SwarmNode
         self._evaluate: Callable[[Consensus], float] | None = None
@@ -112,11 +113,14 @@ class PeerProcess:
         folder = Path(options.dir) if options.dir else _temporary_folder(stack)
         identity = load_identity(folder / IDENTITY, is_new=not holds_work(folder))
         book = AddressBook(identity.peer_id, folder / CONTACTS)
-        book.load(options.coordinator)
+        book.load(options.coordinator or options.run)
         clients = await stack.enter_async_context(ClientPool(book, options.proxy))
         address = await self._listen(stack, clients)
+        self._announcer = None if options.no_dht else Announcer(identity, self._emit)
+        if self._announcer is not None:
+            stack.push_async_callback(self._announcer.close)
         met = await retry_while_unreachable(
-            lambda: say_hello(clients, book, options.coordinator), options.wait, self._warn
+            lambda: find_run(options, clients, book, self._announcer), options.wait, self._warn
         )
         if (warning := clock_warning(met.hello.unix_time, time.time())) is not None:
             self._warn(warning)
@@ -140,19 +144,16 @@ class PeerProcess:
             clients=clients,
             run_log=self._run_log,
         )
-        if options.dht:
-            announcer = Announcer(identity, manifest.run_id, self._emit)
-            stack.push_async_callback(announcer.close)
-            joining = asyncio.create_task(self._join_dht(announcer))
-            stack.callback(joining.cancel)
         return True
 
     async def run(self, stop_gently: asyncio.Event) -> str:
         """Take part until the run ends, or ``stop_gently`` is set and the round is over. Returns the reason."""
         context, run_log = self._context, self._run_log
         saved = await asyncio.to_thread(self._load_saved)
-        async with open_node(context, saved, self._service) as node:
+        async with open_node(context, saved, self._service, self._initial_peers) as node:
             self._node = node
+            if self._announcer is not None:
+                context.background.start(self._join_dht(self._announcer))
             reason = await node.run(stop_gently)
             await self._save(context.state.peer)
             await node.leader_client.wait_for_reports()  # the last one says whether all weights agree at the end
@@ -189,17 +190,16 @@ class PeerProcess:
         return workspace
 
     async def _join_dht(self, announcer: Announcer) -> None:
-        """Join the DHT beside the training: on this machine's own loopback if the run is there, or where told to."""
-        options, handshake = self._options, self._handshake
-        listen: Address | None = None
-        announce: Address | None = None
-        if options.listen:
-            listen, announce = dht_addresses(options.listen, options.announce, options.dht_port)
-        elif is_loopback(handshake.host) and not options.outbound_only:
-            listen = Address("127.0.0.1", options.dht_port)
-        initial_peers = list(handshake.hello.initial_peers)
-        await announcer.start(listen=listen, announce=announce, initial_peers=initial_peers)
-        await announcer.keep_announcing(options.name, self._context.info.address, PeerRole.PEER)
+        """Take part in the DHT beside the training, and find others there when all that are known are gone."""
+        options, context, met, book = self._options, self._context, self._handshake, self._context.book
+        known = [*met.hello.initial_peers, *filter(is_multiaddr, options.dht), *book.multiaddrs]
+        listen, announce = dht_listen(options, is_loopback(met.host))
+        await announcer.start(listen=listen, announce=announce, initial_peers=known)
+        context.background.start(keep_rejoining(context, announcer))
+        await keep_announcing(context, announcer)
+
+    def _initial_peers(self, caller: Caller) -> list[str]:
+        return [] if self._announcer is None else [*self._announcer.multiaddrs_for(caller.address)]
 
     def _load_saved(self) -> SavedState:
         """Read what this peer promised and has. Raises RunError."""

@@ -101,7 +101,7 @@ async def _measure(folder: Path, peers: int) -> dict[str, str]:
                 coordinator=address,
                 device="cpu",
                 name=f"peer-{number}",
-                dht=False,
+                no_dht=True,
                 dir=str(folder / f"peer-{number}"),
                 listen="127.0.0.1:0" if number % DIALABLE == 0 else "",
             )
