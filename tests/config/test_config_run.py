@@ -39,6 +39,26 @@ def test_cores_may_average_what_they_keep(inner: str, periods: dict[str, Any]) -
     run_config_from_mapping({"optimizer": {"inner": inner}, "periods": {"k_r": 40} | periods})
 
 
+LORDO = {"inner": "lordo", "local_space": "full", "rank": "d/2"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"local_space": space, "aim": "gradient"},
+            f'optimizer.inner = "lordo" needs optimizer.local_space = "full", not "{space}": ',
+        )
+        for space in ("core", "mixed")
+    ]
+    + [({"aim": "seed"}, 'optimizer.inner = "lordo" with optimizer.projection = "global" needs bases that follow ')],
+)
+def test_lordo_is_for_full_size_peers_whose_bases_follow_the_training(changes: dict[str, Any], says: str) -> None:
+    assert refusal(optimizer=LORDO | changes).startswith(says)
+    for legal in ({"aim": "displacement"}, {"aim": "gradient"}, {"aim": "seed", "projection": "local"}):
+        run_config_from_mapping({"optimizer": LORDO | legal})
+
+
 ADAM_ONLY = (
     "periods.k_v = 'auto' has nothing to average with optimizer.inner = \"muon\", which keeps no second moment; set "
     "it to 0."
@@ -68,6 +88,9 @@ def test_settings_that_have_no_effect_together_are_refused(sections: dict[str, A
 @pytest.mark.parametrize(
     ("section", "key", "values", "limit"),
     [
+        ("optimizer", "omega", (-0.1, 1.1), "0 to 1"),
+        ("optimizer", "mu", (0.0, 2e6), "above 0, at most 1000000"),
+        ("optimizer", "projection", ("both",), '"global" or "local"'),
         ("periods", "k_u", (30, -20, "half"), 'a multiple of k_x = 20, 0 or "auto"'),
         ("round", "budget_kb", (-1, 10**9 + 1), "0 (no budget) to 1000000000"),
         ("wire", "core_bits", (5,), "2, 3, 4, 8 or 16"),

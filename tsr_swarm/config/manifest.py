@@ -10,12 +10,14 @@ from typing import Any
 from tsr_swarm.config.blocks import MAX_RANK, Block, BlockRole, plan_blocks
 from tsr_swarm.config.layout import block_bytes, check_budget, split_blocks
 from tsr_swarm.config.load import run_config_from_mapping
-from tsr_swarm.config.run import CheckpointConfig, RoundConfig, RunConfig
+from tsr_swarm.config.run import CheckpointConfig, OptimizerConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import ConfigError, RefusedError
 
 PROTOCOL_VERSION = 4
 MAX_MANIFEST_BYTES = 4 << 20
 _MAX_BLOCK_SIZE = 2**40
+_LATER_KEYS = ("omega", "mu", "projection")  # of the optimizer: without them a run keeps the name that it always had
+_DEFAULTS = OptimizerConfig()
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,11 @@ class Manifest:
 
     @cached_property
     def encoded(self) -> bytes:
-        """Canonical JSON; the same manifest gives the same bytes everywhere."""
+        """Canonical JSON; the same manifest gives the same bytes everywhere. Later keys are left out at defaults."""
         config = asdict(self.config)
+        for key in _LATER_KEYS:
+            if config["optimizer"][key] == getattr(_DEFAULTS, key):
+                del config["optimizer"][key]
         del config["checkpoint"]
         config["round"] = {"shards": self.config.round.shards}
         document = {

@@ -102,7 +102,10 @@ class OptimizerConfig(ConfigSection):
     embedding_rank: int | str = "auto"  # likewise; auto: "1/2" for a vocabulary of up to 4096, "d/2" for a larger one
     lr: float = 3e-2  # about 0.03 for muon and 0.003 for adam; a core's steps are scaled by update_scale
     update_scale: float = 0.0  # 0: such that a core step is as long as a dense one
-    inner: str = "muon"  # muon | adam: how matrices step; muon in a full space leaves embedding and head to adam
+    inner: str = "muon"  # muon | adam | lordo: how matrices step; in a full space embedding and head take adam's steps
+    omega: float = 0.9  # lordo's: weight of the low-rank term; 1: none of the full-rank one
+    mu: float = 1.0  # lordo's: divides the full-rank term
+    projection: str = "global"  # lordo's: global | local: from the block's basis, or a peer's own gradient each round
     betas: tuple[float, float] = (0.9, 0.99)  # adam's
     eps: float = 1e-8  # adam's
     weight_decay: float = 0.0
@@ -133,7 +136,8 @@ class OptimizerConfig(ConfigSection):
                 f'"{self.aim}": a sketch of one side has as many columns as the other side has directions; '
                 'write "d/2" or a number.'
             )
-        self.require(self.inner in ("adam", "muon"), "inner", '"adam" or "muon"')
+        self.require(self.inner in ("adam", "muon", "lordo"), "inner", '"adam", "muon" or "lordo"')
+        self._check_lordo()
         self.require(0 < self.lr <= 1, "lr", "above 0, at most 1")
         self.require(0 <= self.update_scale <= 1e4, "update_scale", "0 (automatic) to 10000")
         self.require(all(0 <= beta < 1 for beta in self.betas), "betas", "two numbers, each from 0 to below 1")
@@ -158,6 +162,22 @@ class OptimizerConfig(ConfigSection):
             )
         self.require(self.residual_bits in (0, 4, 8), "residual_bits", "8, 4, or 0 for none")
         self.require(self.lift in ("exact", "float32"), "lift", '"exact" or "float32"')
+
+    def _check_lordo(self) -> None:
+        self.require(0 <= self.omega <= 1, "omega", "0 to 1")
+        self.require(0 < self.mu <= 1e6, "mu", "above 0, at most 1000000")
+        self.require(self.projection in ("global", "local"), "projection", '"global" or "local"')
+        if self.inner == "lordo" and self.local_space != "full":
+            raise ConfigError(
+                f'optimizer.inner = "lordo" needs optimizer.local_space = "full", not "{self.local_space}": its '
+                'full-rank term leaves every core; use "adam" or "muon".'
+            )
+        if self.inner == "lordo" and self.projection == "global" and self.aim == "seed":
+            raise ConfigError(
+                'optimizer.inner = "lordo" with optimizer.projection = "global" needs bases that follow the training, '
+                'and those of optimizer.aim = "seed" are drawn: its moments would mean nothing in the next ones; set '
+                'optimizer.aim to "displacement" or "gradient", or optimizer.projection to "local".'
+            )
 
     @property
     def has_free_shapes(self) -> bool:

@@ -16,7 +16,8 @@ from tsr_swarm.simulate.heterogeneity import Heterogeneity
 OWN = "tsr"  # the method of this package
 SCHEDULES = ("cosine", "constant")
 POINTS = 10  # of a curve, unless something else is asked for
-USUAL_RATES = {"adam": 3e-3, "muon": 3e-2}  # by inner optimizer: no method is run at a rate made for another optimizer
+# By inner optimizer: no method is run at a rate made for another optimizer.
+USUAL_RATES = {"adam": 3e-3, "lordo": 3e-3, "muon": 3e-2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
