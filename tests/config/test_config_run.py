@@ -59,6 +59,16 @@ def test_lordo_is_for_full_size_peers_whose_bases_follow_the_training(changes: d
         run_config_from_mapping({"optimizer": LORDO | legal})
 
 
+@pytest.mark.parametrize("key", ["k_u", "k_v"])
+def test_lordos_moments_are_averaged_in_shared_bases_only(key: str) -> None:
+    optimizer = LORDO | {"aim": "displacement"}
+    assert refusal(optimizer=optimizer | {"projection": "local"}, periods={key: 40}) == (
+        f'periods.{key} = 40 needs optimizer.projection = "global", not "local": moments in a basis of one peer mean '
+        "nothing to others; set it to 0."
+    )
+    run_config_from_mapping({"optimizer": optimizer, "periods": {key: "auto"}})
+
+
 ADAM_ONLY = (
     "periods.k_v = 'auto' has nothing to average with optimizer.inner = \"muon\", which keeps no second moment; set "
     "it to 0."

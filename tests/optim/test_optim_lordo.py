@@ -1,5 +1,6 @@
 """LoRDO of full-size peers: its steps, its moments in new bases, and why it has a full-rank term."""
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ from tests.optim.reference import ReferenceLoRDO
 from tests.optim.swarms import FLOAT32, SEEDS, LeastSquares, Swarm, noise
 from tests.steady import steady
 from tests.steady import wide as wide_grids
+from tsr_swarm.config.blocks import plan_blocks
+from tsr_swarm.config.layout import Part, published_slots, upload_slots
+from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import OptimizerConfig
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.optim.lordo import turn_moments, wide
@@ -91,6 +95,31 @@ def test_the_mean_gradient_is_seen_through_the_new_basis_and_squares_stay_square
     turn_moments(first, second, new.mT @ old, steps, BETAS)
     torch.testing.assert_close(first, expected, rtol=FLOAT32, atol=FLOAT32)
     assert bool((second >= 0).all())
+
+
+def test_averaged_moments_are_alike_in_every_basis_and_others_are_not() -> None:
+    run = Swarm(["full"] * 3, noise(2), optimizer=lordo(), k_x=3, k_r=6, k_u=3, k_v=3)
+    for _ in range(4):
+        run.play(included=[0, 2])
+        one, other, left_out = (space.state_dict() for space in run.spaces)
+        for name in ("a.weight", "b.weight", "c.weight"):
+            for state, order in product((other, left_out), ("first", "second")):
+                close = 1e-4 * float(one[f"{order}/{name}"].abs().max())
+                torch.testing.assert_close(state[f"{order}/{name}"], one[f"{order}/{name}"], rtol=0, atol=close)
+        assert not torch.allclose(one["first/norm"], other["first/norm"])
+        assert not torch.allclose(one["error/a.weight"], other["error/a.weight"])
+
+
+@given(rows=st.integers(2, 40), cols=st.integers(2, 40), rank=st.integers(1, 2))
+def test_slots_of_moments_have_the_rank_of_the_shorter_side_and_there_are_none_of_an_embedding(
+    rows: int, cols: int, rank: int
+) -> None:
+    shapes = {"embed_tokens.weight": (40, 8), "a.weight": (rows, cols), "norm": (8,)}
+    blocks = plan_blocks(shapes, lordo(rank=rank, embedding_rank=4), 8)
+    for layout in (upload_slots, published_slots):
+        slots = layout(blocks, Due(first=True, second=True), wide_grids())
+        moments = [(slot.block, slot.part, slot.rows, slot.cols) for slot in slots if "moment" in slot.part]
+        assert moments == [(1, part, rank, max(rows, cols)) for part in (Part.MOMENT_FIRST, Part.MOMENT_SECOND)]
 
 
 @pytest.mark.parametrize("projection", PROJECTIONS)

@@ -63,6 +63,7 @@ RUNS: list[dict[str, dict[str, Any]]] = [
     {"optimizer": {"aim": "seed", "rank": "1/4", "embedding_rank": "1/8"}},
     {"wire": {"core_bits": 16, "sketch_bits": 16, "published_bits": 8}},
     {"periods": {"k_u": 5, "k_v": 15}, "optimizer": {"inner": "adam"}},
+    {"periods": {"k_u": 5, "k_v": 15}, "optimizer": {"inner": "lordo", "local_space": "full"}},
 ]
 HOME = Link(up=20e6, down=100e6)
 

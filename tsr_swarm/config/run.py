@@ -191,7 +191,9 @@ class PeriodsConfig(ConfigSection):
 
     section: ClassVar[str] = "periods"
     k_x: int = 20  # weights: local steps a round
-    k_u: int | str = 0  # first moments of core peers: averaged every k_u steps; 0: never, "auto": their half-life
+    k_u: int | str = (
+        0  # first moments of cores, or lordo's: averaged every k_u steps; 0: never, "auto": their half-life
+    )
     k_v: int | str = 0  # second moments, likewise
     k_r: int = 0  # refresh of the bases; 0: every round
     k_r_embedding: int = 0  # refresh of the bases of embedding and head; 0: every round
@@ -342,7 +344,14 @@ class RunConfig(ConfigSection):
         space = self.optimizer.local_space
         for key in ("k_u", "k_v"):
             value = getattr(self.periods, key)
-            if value != 0 and space != "core":
+            if value != 0 and self.optimizer.inner == "lordo":
+                if self.optimizer.projection != "global":
+                    raise ConfigError(
+                        f'periods.{key} = {value!r} needs optimizer.projection = "global", not '
+                        f'"{self.optimizer.projection}": moments in a basis of one peer mean nothing to others; '
+                        "set it to 0."
+                    )
+            elif value != 0 and space != "core":
                 raise ConfigError(
                     f'periods.{key} = {value!r} needs optimizer.local_space = "core", not "{space}": '
                     "a core of a moment is not the moment of a core; set it to 0."

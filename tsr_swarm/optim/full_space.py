@@ -21,7 +21,7 @@ from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.inner_optimizer import InnerOptimizer, inner_optimizer
 from tsr_swarm.optim.local_space import LocalSpace
 from tsr_swarm.optim.lordo import add_step, leading, take_held, turn_moments, wide
-from tsr_swarm.optim.quantise import GradientSketches, gradient_grid, quantise_slot
+from tsr_swarm.optim.quantise import GradientSketches, gradient_grid, moment_grid, quantise_slot, take_moment
 
 
 class FullSpace(LocalSpace):
@@ -37,6 +37,7 @@ class FullSpace(LocalSpace):
             for index, full in enumerate(self._full)
             if isinstance(full, LoRDOBlock) and optimizer.projection == "global"
         }
+        self._inner = inner_optimizer(optimizer, is_matrix=True)  # whose moments are averaged, if any are
         self._states = {index: full.state for index, full in enumerate(self._full)}
         # drawn bases hold a direction once in a cycle: a residual that shrank every round until then would be lost
         self._gamma = 1.0 if optimizer.aim == "seed" else optimizer.gamma
@@ -69,7 +70,10 @@ class FullSpace(LocalSpace):
     def upload(
         self, consensus: Consensus, plan: RoundPlan, wire: WireConfig, gradients: GradientSketches
     ) -> dict[Slot, Grid]:
-        """Return cores U^T A V, tangent sketches A V and A^T U, dense displacements, and given gradient sketches."""
+        """Return cores U^T A V, tangent sketches A V and A^T U, dense displacements, moments, given gradient sketches.
+
+        Of these only displacements are remembered.
+        """
         grids: dict[Slot, Grid] = {}
         for state in self._states.values():
             state.sent = {}
@@ -78,6 +82,9 @@ class FullSpace(LocalSpace):
                 grids[slot] = gradient_grid(slot, gradients)
                 continue
             state = self._states[slot.block]
+            if slot.part.kind is PayloadKind.MOMENT:
+                grids[slot] = moment_grid(slot, state, self._inner)
+                continue
             grids[slot] = grid = _measure(slot, state.displacement, consensus.bases.get(slot.block))
             numbers = grid.numbers().to(torch.float32).to(state.displacement.device)
             state.sent[slot.part] = numbers.reshape_as(state.displacement) if slot.part is Part.DENSE else numbers
@@ -92,6 +99,12 @@ class FullSpace(LocalSpace):
                 averaged = _part(state.sent, consensus.bases.get(index))
             # what a dense block sent was exact: anything left of it is work done since
             state.settle(averaged, self._gamma if self._blocks[index].is_low_rank else 1.0)
+
+    @torch.no_grad()
+    def take_moments(self, published: Mapping[Slot, Grid]) -> None:
+        for slot, grid in published.items():
+            if slot.part.kind is PayloadKind.MOMENT:
+                take_moment(slot, grid, self._states[slot.block], self._inner)
 
     @torch.no_grad()
     def rotate(self, refreshed: Mapping[int, tuple[Basis, Basis]]) -> None:
@@ -209,9 +222,10 @@ class LoRDOBlock(FullBlock):
     def __init__(self, block: Block, parameter: nn.Parameter, optimizer: OptimizerConfig) -> None:
         self._options = optimizer
         self._is_tall = block.rows > block.cols
-        self._rank = block.ranks[self._is_tall]
-        short, long = sorted((block.rows, block.cols))
-        shapes = ((self._rank, long), (self._rank, long), (short, self._rank), (short, long))
+        assert block.moment_shape is not None, "a matrix of a run of LoRDO has one"
+        self._rank, long = block.moment_shape
+        short = min(block.rows, block.cols)
+        shapes = (block.moment_shape, block.moment_shape, (short, self._rank), (short, long))
         displacement = torch.zeros(parameter.shape, device=parameter.device)
         first, self._second, self._basis, self._error = (displacement.new_zeros(shape) for shape in shapes)
         state = BlockState(displacement, first, self._second, projection=self._basis, error=self._error)

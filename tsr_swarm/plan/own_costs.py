@@ -107,9 +107,9 @@ def own_memory(config: RunConfig, blocks: Sequence[Block]) -> Memory:
     is_core = optimizer.local_space == "core"
     moments = displacement = residual = projections = 0
     for block in blocks:
-        if optimizer.inner == "lordo" and block.role is BlockRole.MATRIX:
-            rank = block.ranks[block.rows > block.cols]  # of its shorter side
-            moments += 2 * rank * max(block.rows, block.cols)
+        if block.is_lordo and block.moment_shape:
+            rank, long = block.moment_shape
+            moments += 2 * rank * long
             projections += rank * min(block.rows, block.cols)
             displacement += 2 * block.size  # and the error feedback
             continue
