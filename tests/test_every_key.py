@@ -27,7 +27,7 @@ SWARMS: list[dict[str, Any]] = [
         "wire": {"core_bits": 8, "core_density": 0.5},
     },
     {
-        "optimizer": {"local_space": "full", "aim": "displacement", "feedback": True},
+        "optimizer": {"local_space": "full", "aim": "displacement", "inner": "lordo", "feedback": True},
         "round": {"budget_kb": 500},
     },
 ]

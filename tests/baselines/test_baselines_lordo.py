@@ -4,49 +4,10 @@ import pytest
 import torch
 
 from tests.baselines.problem import Pull, make, play
+from tests.optim.reference import ReferenceLoRDO, reference_leading
 from tsr_swarm.baselines.registry import default_settings
 
 TALL, WIDE = "a.weight", "c.weight"  # (8, 6) is handled as its transpose
-
-
-def leading(matrix, rank):
-    return torch.linalg.svd(matrix, full_matrices=False).U[:, :rank]
-
-
-class SlowPeer:
-    """One peer's matrix (p, q), p <= q, in float64."""
-
-    def __init__(self, options, basis, shape):
-        self.options, self.basis = options, basis
-        self.u, self.v = torch.zeros(2, basis.shape[1], shape[1], dtype=torch.float64)
-        self.error = torch.zeros(shape, dtype=torch.float64)
-        self.t = 0
-
-    def step(self, weight, gradient, lr, aim):
-        o, (beta1, beta2) = self.options, self.options["betas"]
-        whole = gradient + self.error
-        if aim:
-            self.turn(leading(whole, self.basis.shape[1]))
-        low = self.basis.mT @ whole
-        if o["error_feedback"]:
-            self.error = whole - self.basis @ low
-        self.t += 1
-        self.u = beta1 * self.u + (1 - beta1) * low
-        self.v = beta2 * self.v + (1 - beta2) * low**2
-        u_hat, v_hat = self.u / (1 - beta1**self.t), self.v / (1 - beta2**self.t)
-        full = torch.stack([g / (v_hat[:, j].mean().sqrt() + o["eps"]) for j, g in enumerate(gradient.mT)]).mT
-        low_step = self.basis @ (u_hat / (v_hat.sqrt() + o["eps"]))
-        step = (1 - o["omega"]) * full / o["mu"] + o["omega"] * low_step
-        return weight - lr * (step + o["weight_decay"] * weight)
-
-    def turn(self, basis):
-        if self.t:
-            ones = [1 - beta**self.t for beta in self.options["betas"]]
-            r = basis.mT @ self.basis
-            u, v = self.u / ones[0], self.v / ones[1]
-            self.u = ones[0] * (r @ u)
-            self.v = ones[1] * (r**2 @ (v - u**2) + (r @ u) ** 2).abs()
-        self.basis = basis
 
 
 @pytest.mark.parametrize("projection", ["global", "local"])
@@ -61,7 +22,7 @@ def test_rounds_equal_a_loop_over_peers(name, error_feedback, projection):
     is_local = projection == "local"
     mean = wide(problem.start[name]).double()
     start = method.inner.low_rank.bases[name][0].double()
-    peers = [SlowPeer(options, start, mean.shape) for _ in range(3)]
+    peers = [ReferenceLoRDO(options, start, mean.shape) for _ in range(3)]
     work = [{0: 3, 1: 3, 2: 3}, {0: 3, 2: 2}, {0: 3, 1: 3, 2: 3}, {0: 3, 1: 3, 2: 3}]
     for period, took in enumerate(work):
         own = {}
@@ -79,7 +40,7 @@ def test_rounds_equal_a_loop_over_peers(name, error_feedback, projection):
                 for peer in took if due else ():
                     setattr(peers[peer], key, average)
             for peer in peers:
-                peer.turn(leading(mean - new, 2))
+                peer.turn(reference_leading(mean - new, 2))
         mean = new
         method.advance(3 * period, [0.02] * 3, problem, took)
         torch.testing.assert_close(wide(method.weights[name]).double(), mean, rtol=1e-3, atol=1e-3)

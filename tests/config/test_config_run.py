@@ -39,6 +39,36 @@ def test_cores_may_average_what_they_keep(inner: str, periods: dict[str, Any]) -
     run_config_from_mapping({"optimizer": {"inner": inner}, "periods": {"k_r": 40} | periods})
 
 
+LORDO = {"inner": "lordo", "local_space": "full", "rank": "d/2"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"local_space": space, "aim": "gradient"},
+            f'optimizer.inner = "lordo" needs optimizer.local_space = "full", not "{space}": ',
+        )
+        for space in ("core", "mixed")
+    ]
+    + [({"aim": "seed"}, 'optimizer.inner = "lordo" with optimizer.projection = "global" needs bases that follow ')],
+)
+def test_lordo_is_for_full_size_peers_whose_bases_follow_the_training(changes: dict[str, Any], says: str) -> None:
+    assert refusal(optimizer=LORDO | changes).startswith(says)
+    for legal in ({"aim": "displacement"}, {"aim": "gradient"}, {"aim": "seed", "projection": "local"}):
+        run_config_from_mapping({"optimizer": LORDO | legal})
+
+
+@pytest.mark.parametrize("key", ["k_u", "k_v"])
+def test_lordos_moments_are_averaged_in_shared_bases_only(key: str) -> None:
+    optimizer = LORDO | {"aim": "displacement"}
+    assert refusal(optimizer=optimizer | {"projection": "local"}, periods={key: 40}) == (
+        f'periods.{key} = 40 needs optimizer.projection = "global", not "local": moments in a basis of one peer mean '
+        "nothing to others; set it to 0."
+    )
+    run_config_from_mapping({"optimizer": optimizer, "periods": {key: "auto"}})
+
+
 ADAM_ONLY = (
     "periods.k_v = 'auto' has nothing to average with optimizer.inner = \"muon\", which keeps no second moment; set "
     "it to 0."
@@ -68,6 +98,9 @@ def test_settings_that_have_no_effect_together_are_refused(sections: dict[str, A
 @pytest.mark.parametrize(
     ("section", "key", "values", "limit"),
     [
+        ("optimizer", "omega", (-0.1, 1.1), "0 to 1"),
+        ("optimizer", "mu", (0.0, 2e6), "above 0, at most 1000000"),
+        ("optimizer", "projection", ("both",), '"global" or "local"'),
         ("periods", "k_u", (30, -20, "half"), 'a multiple of k_x = 20, 0 or "auto"'),
         ("periods", "k_r_embedding", (30, -20, "half"), 'a multiple of k_x = 20, 0 for every round or "auto"'),
         ("optimizer", "lr", (0.0, 2.0, "0.1"), 'above 0, at most 1, or "auto"'),

@@ -6,6 +6,7 @@ shared with the fast code. Letters as in ``tsr_adam.py``.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,3 +136,47 @@ def _aimed(
     if left is None or right is None:
         return old_u, old_v
     return left.to(torch.float64) / 2048, right.to(torch.float64) / 2048
+
+
+def reference_leading(matrix: Tensor, rank: int) -> Tensor:
+    """Return the leading left singular vectors of a matrix, (p, rank)."""
+    left, _, _ = torch.linalg.svd(matrix, full_matrices=False)
+    return torch.as_tensor(left[:, :rank])
+
+
+class ReferenceLoRDO:
+    """One peer's matrix (p, q), p <= q. ``options``: omega, mu, betas, eps, weight_decay, error_feedback."""
+
+    def __init__(self, options: Mapping[str, Any], basis: Tensor, shape: tuple[int, ...]) -> None:
+        self.options, self.basis = options, basis
+        self.u, self.v = torch.zeros(2, basis.shape[1], shape[1], dtype=torch.float64)
+        self.error = torch.zeros(shape, dtype=torch.float64)
+        self.t = 0
+
+    def step(self, weight: Tensor, gradient: Tensor, lr: float, aim: bool) -> Tensor:
+        """Return the weight after a step. ``aim``: Q becomes the leading directions of this gradient with E."""
+        o, (beta1, beta2) = self.options, self.options["betas"]
+        whole = gradient + self.error
+        if aim:
+            self.turn(reference_leading(whole, self.basis.shape[1]))
+        low = self.basis.mT @ whole
+        if o["error_feedback"]:
+            self.error = whole - self.basis @ low
+        self.t += 1
+        self.u = beta1 * self.u + (1 - beta1) * low
+        self.v = beta2 * self.v + (1 - beta2) * low**2
+        u_hat, v_hat = self.u / (1 - beta1**self.t), self.v / (1 - beta2**self.t)
+        full = torch.stack([g / (v_hat[:, j].mean().sqrt() + o["eps"]) for j, g in enumerate(gradient.mT)]).mT
+        low_step = self.basis @ (u_hat / (v_hat.sqrt() + o["eps"]))
+        step = (1 - o["omega"]) * full / o["mu"] + o["omega"] * low_step
+        return weight - lr * (step + o["weight_decay"] * weight)
+
+    def turn(self, basis: Tensor) -> None:
+        """Carry the moments to ``basis``: u' = R u, v' = |R^2 (v - u^2) + u'^2|, R = Q_new^T Q_old."""
+        if self.t:
+            ones = [1 - beta**self.t for beta in self.options["betas"]]
+            r = basis.mT @ self.basis
+            u, v = self.u / ones[0], self.v / ones[1]
+            self.u = ones[0] * (r @ u)
+            self.v = ones[1] * (r**2 @ (v - u**2) + (r @ u) ** 2).abs()
+        self.basis = basis

@@ -121,11 +121,13 @@ def test_a_core_takes_its_inner_optimizers_steps_and_a_dense_block_adams(inner: 
 def test_in_the_full_space_embedding_head_and_vectors_take_adams_steps() -> None:
     shapes = {"embed_tokens.weight": (12, 9), "a.weight": (12, 9), "lm_head.weight": (12, 9), "norm": (9,)}
     options, runs = {"rank": 4, "embedding_rank": 4, "local_space": "full"}, {}
-    for inner in ("adam", "muon"):
+    for inner in ("adam", "muon", "lordo"):
         runs[inner] = Swarm(["full"], noise(6), optimizer=steady(inner=inner, **options), shapes=shapes)
         runs[inner].step(0.01)
-    same = {name: torch.equal(runs["adam"].parameters[0][name], runs["muon"].parameters[0][name]) for name in shapes}
-    assert same == {"embed_tokens.weight": True, "a.weight": False, "lm_head.weight": True, "norm": True}
+    by_adam = runs["adam"].parameters[0]
+    for inner in ("muon", "lordo"):
+        same = {name: torch.equal(by_adam[name], runs[inner].parameters[0][name]) for name in shapes}
+        assert same == {"embed_tokens.weight": True, "a.weight": False, "lm_head.weight": True, "norm": True}
     again = noise(6)
     first = {name: again(0, name, torch.empty(shape)) for name, shape in shapes.items()}
     expected, _ = reference_muon_direction(first["a.weight"], torch.zeros(12, 9))

@@ -5,6 +5,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -62,6 +63,7 @@ RUNS: list[dict[str, dict[str, Any]]] = [
     {"optimizer": {"aim": "seed", "rank": "1/4", "embedding_rank": "1/8"}},
     {"wire": {"core_bits": 16, "sketch_bits": 16, "published_bits": 8}},
     {"periods": {"k_u": 5, "k_v": 15}, "optimizer": {"inner": "adam"}},
+    {"periods": {"k_u": 5, "k_v": 15}, "optimizer": {"inner": "lordo", "local_space": "full"}},
 ]
 HOME = Link(up=20e6, down=100e6)
 
@@ -105,8 +107,9 @@ def test_own_bytes_are_those_that_a_peer_encodes(changes: dict[str, dict[str, An
         assert predicted == pytest.approx({kind: count / window for kind, count in counts.items()})
 
 
-@pytest.mark.parametrize("space", ["core", "full"])
-@pytest.mark.parametrize("inner", ["adam", "muon"])
+@pytest.mark.parametrize(
+    ("space", "inner"), [*product(("core", "full"), ("adam", "muon")), ("full", "lordo")], ids="-".join
+)
 @pytest.mark.parametrize("residual_bits", [0, 4, 8])
 def test_own_memory_is_what_a_peer_keeps(space: str, inner: str, residual_bits: int) -> None:
     config = tiny(optimizer={"local_space": space, "inner": inner, "residual_bits": residual_bits})
@@ -122,11 +125,11 @@ def test_own_memory_is_what_a_peer_keeps(space: str, inner: str, residual_bits: 
         return sum(t.numel() * t.element_size() for name, t in tensors.items() if name.startswith(heads))
 
     assert predicted.optimizer == size(kept, "first/", "second/")
-    unsent = size(kept, "displacement/")
+    unsent = size(kept, "displacement/", "error/")
     assert predicted.residual == unsent + packed
     assert predicted.weights == 2 * size(consensus.tensors(), "weight/")
     shared = size(consensus.tensors(), "left/", "right/")
-    assert predicted.bases == shared * (3 if space == "core" else 1)  # int16, and float32 to train in
+    assert predicted.bases == shared * (3 if space == "core" else 1) + size(kept, "projection/")  # int16, and float32
     assert own_costs.state_bytes(config, manifest.blocks) == size(consensus.tensors(), "")
 
 

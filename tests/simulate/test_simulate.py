@@ -53,8 +53,9 @@ FEW_BITS = {"core_bits": 4, "core_density": 0.3, "published_bits": 4, "published
     [
         ({"outer": "nesterov", "outer_lr": 0.7}, FEW_BITS, {"k_u": 3, "k_v": 6}),
         ({"local_space": "full"}, {}, {}),
+        ({"local_space": "full", "inner": "lordo", "aim": "displacement"}, {}, {"k_u": 3, "k_v": 6}),
     ],
-    ids=["core, few bits, outer step, moments", "full"],
+    ids=["core, few bits, outer step, moments", "full", "full, lordo, moments"],
 )
 async def test_a_simulated_run_is_the_real_one_to_the_bit(
     tmp_path: Path, optimizer: dict[str, object], wire: dict[str, object], periods: dict[str, object]

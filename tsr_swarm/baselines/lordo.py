@@ -1,18 +1,13 @@
 """LoRDO: moments of rank r, local steps with a full-rank share, and a projection from the mean displacement.
 
-Jovanovic et al., arXiv 2602.04396 (global and local projection, full-rank quasi-hyperbolic update). For a matrix
-W (p, q), p <= q (else its transpose), with basis Q (p, r):
+Jovanovic et al., arXiv 2602.04396 (global and local projection, full-rank quasi-hyperbolic update). The step of a
+matrix is that of optim/lordo.py, with its readings, and decoupled weight decay.
 
-    g = Q^T (G + E);  E <- G + E - Q g;  u, v: Adam's moments of g
-    W <- W - lr [(1 - omega) G / (mu (sqrt(v) + eps)) + omega Q (u / (sqrt(v) + eps))]
-
-every k_x steps the weights are averaged and Q <- the r leading directions of the mean displacement; u and v are
+Every k_x steps the weights are averaged and Q <- the r leading directions of the mean displacement; u and v are
 averaged every k_u and k_v steps, as in DES-LOC. Weights travel whole, in few ``bits`` as there; Q is not sent: all
-peers compute it from the published mean. Departures and readings (of the equations; the paper's text was not at hand):
-v (r, q) divides the full-rank G as the root of its mean over r, one number a column; moments are bias-corrected and
-turn with a new Q by LDAdam's rule (arXiv 2410.16103, R = Q_new^T Q_old); the first Q of "global" is random. "local":
-each peer takes Q from its own first gradient of a round, and keeps its low-rank moments, whose coordinates mean nothing
-to others. Embedding, head, vectors and matrices with p <= r: dense AdamW, whose moments follow the same periods.
+peers compute it from the published mean. A reading: the first Q of "global" is random. "local": each peer takes Q from
+its own first gradient of a round, and keeps its low-rank moments, whose coordinates mean nothing to others. Embedding,
+head, vectors and matrices with p <= r: dense AdamW, whose moments follow the same periods.
 """
 
 from collections.abc import Mapping
@@ -26,7 +21,7 @@ from tsr_swarm.baselines.channel import MeanChannel
 from tsr_swarm.baselines.des_loc import MOMENT_BITS, MomentPeriods, average_moments, weights_and_moments
 from tsr_swarm.baselines.inner_optimizer import StackedAdamW
 from tsr_swarm.baselines.method import ActivePeers, ExchangeBytes, FlatParameters, LocalMethod, is_matrix, rank_of
-from tsr_swarm.optim.inner_optimizer import adam_direction, bias_corrections
+from tsr_swarm.optim.lordo import add_step, leading, take_held, turn_moments, wide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,32 +114,23 @@ class LowRankAdam:
         return self._first[name][peer].view(rank, -1), self._second[name][peer].view(rank, -1)
 
     def step(self, peer: int, weights: Mapping[str, Tensor], gradient: Mapping[str, Tensor], lr: float) -> None:
+        options = self._options
         for name in self.bases:
-            given, error = _wide(gradient[name]), self.errors[name][peer]
-            with_error = error.add_(given) if self._options.error_feedback else given
+            given, error, weight = wide(gradient[name]), self.errors[name][peer], wide(weights[name])
+            with_error = error.add_(given) if options.error_feedback else given
             if self._aims[peer]:
-                self._turn(name, peer, _leading(with_error, self.bases[name].shape[-1]))
-            low = self.bases[name][peer].mT @ with_error  # g = Q^T (G + E)
-            if self._options.error_feedback:
-                error.addmm_(self.bases[name][peer], low, alpha=-1)  # E = G + E - Q g
-            self._move(name, peer, _wide(weights[name]), given, low, lr)
+                self._turn(name, peer, leading(with_error, self.bases[name].shape[-1]))
+            basis = self.bases[name][peer]
+            low = take_held(error, basis) if options.error_feedback else basis.mT @ given
+            weight.mul_(1 - lr * options.weight_decay)
+            add_step(weight, given, low, basis, *self.moments(name, peer), self.counts[peer] + 1, -lr, options)
         self._aims[peer] = False
         self.counts[peer] += 1
-
-    def _move(self, name: str, peer: int, weight: Tensor, gradient: Tensor, low: Tensor, lr: float) -> None:
-        options = self._options
-        first, second = self.moments(name, peer)
-        corrections = bias_corrections(options.betas, self.counts[peer] + 1)
-        direction = adam_direction(low, first, second, corrections, options.betas, options.eps)
-        column = (second.mean(dim=0, keepdim=True) / corrections[1]).sqrt_().add_(options.eps)
-        weight.mul_(1 - lr * options.weight_decay)
-        weight.addcdiv_(gradient, column, value=-lr * (1 - options.omega) / options.mu)
-        weight.addmm_(self.bases[name][peer], direction, alpha=-lr * options.omega)
 
     def aim_all(self, displacement: Mapping[str, Tensor]) -> None:
         """Take every peer's bases from the mean displacement, by name: LoRDO's global projection."""
         for name, bases in self.bases.items():
-            basis = _leading(_wide(displacement[name]), bases.shape[-1])
+            basis = leading(wide(displacement[name]), bases.shape[-1])
             for peer in range(len(bases)):
                 self._turn(name, peer, basis)
 
@@ -153,30 +139,9 @@ class LowRankAdam:
         self._aims = [True] * len(self._aims)
 
     def _turn(self, name: str, peer: int, basis: Tensor | None) -> None:
-        """Carry a peer's moments to a new basis: u' = R u, v' = |R^2 (v - u^2) + u'^2| of bias-corrected values."""
+        """Carry a peer's moments to a new basis; None keeps the old one."""
         if basis is None:
             return
-        count, old = self.counts[peer], self.bases[name][peer]
-        if count:
-            one, two = bias_corrections(self._options.betas, count)
-            first, second = self.moments(name, peer)
-            turn = basis.mT @ old
-            mean, square = first / one, second / two
-            turned = turn @ mean
-            second.copy_((turn.square() @ (square - mean.square()) + turned.square()).abs_().mul_(two))
-            first.copy_(turned.mul_(one))
+        old = self.bases[name][peer]
+        turn_moments(*self.moments(name, peer), basis.mT @ old, self.counts[peer], self._options.betas)
         old.copy_(basis)
-
-
-def _wide(matrix: Tensor) -> Tensor:
-    """Return the matrix, or its transpose where it is tall: (p, q), p <= q, as a view."""
-    return matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
-
-
-def _leading(matrix: Tensor, rank: int) -> Tensor | None:
-    """Return the ``rank`` leading left singular vectors (p, rank) of a matrix (p, q), p <= q; None for a zero one."""
-    wide = matrix.to(torch.float64)
-    if not wide.any():
-        return None
-    vectors: Tensor = torch.linalg.eigh(wide @ wide.mT).eigenvectors
-    return vectors[:, -rank:].flip(1).to(torch.float32)

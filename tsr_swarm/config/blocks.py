@@ -42,6 +42,7 @@ class Block:
     role: BlockRole
     is_proportional: bool = False
     oversampling: int = 0
+    is_lordo: bool = False  # of a run of LoRDO: see moment_shape
 
     @property
     def is_low_rank(self) -> bool:
@@ -65,6 +66,18 @@ class Block:
         return self.ranks[0] * self.ranks[1]
 
     @property
+    def moment_shape(self) -> tuple[int, int] | None:
+        """Shape of the moments in shared bases, which peers may average: those of a core, none of a dense block.
+
+        LoRDO's are (rank of the shorter side, longer side), and those of embedding and head are of full size.
+        """
+        if not self.is_lordo:
+            return self.ranks if self.is_low_rank else None
+        if self.role is not BlockRole.MATRIX:
+            return None
+        return self.ranks[self.rows > self.cols], max(self.rows, self.cols)
+
+    @property
     def basis_size(self) -> int:
         """Numbers in U and V together."""
         return self.rows * self.ranks[0] + self.cols * self.ranks[1]
@@ -83,8 +96,9 @@ def plan_blocks(shapes: Mapping[str, tuple[int, ...]], optimizer: OptimizerConfi
 
 
 def _plan_block(name: str, shape: tuple[int, ...], optimizer: OptimizerConfig, hidden: int) -> Block:
+    is_lordo = optimizer.inner == "lordo"
     if len(shape) != 2:
-        return Block(name=name, rows=1, cols=math.prod(shape), rank=0, role=BlockRole.DENSE)
+        return Block(name=name, rows=1, cols=math.prod(shape), rank=0, role=BlockRole.DENSE, is_lordo=is_lordo)
     rows, cols = shape
     is_embedding = name.endswith(("embed_tokens.weight", "lm_head.weight"))
     key = "embedding_rank" if is_embedding else "rank"
@@ -92,7 +106,7 @@ def _plan_block(name: str, shape: tuple[int, ...], optimizer: OptimizerConfig, h
     value = embedding_rank(optimizer, max(rows, cols)) if is_embedding else optimizer.rank
     is_share = is_share_of_sides(value)
     rank = share_of(key, value, min(rows, cols)) if is_share else parse_rank(key, value, hidden)
-    block = Block(name=name, rows=rows, cols=cols, rank=rank, role=role, is_proportional=is_share)
+    block = Block(name=name, rows=rows, cols=cols, rank=rank, role=role, is_proportional=is_share, is_lordo=is_lordo)
     if rank > min(rows, cols) or max(block.ranks) > MAX_RANK:
         raise ConfigError(
             f"optimizer.{key} = {value} is more than block '{name}' ({rows} x {cols}) allows: "

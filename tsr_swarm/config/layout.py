@@ -52,7 +52,7 @@ class Part(StrEnum):
     PROJECTION = "projection"  # Q^T G, l x cols
     ENERGY_LEFT = "energy_left"  # |row i of C^T G|^2 for the cosine transform C of the rows, 1 x rows
     ENERGY_RIGHT = "energy_right"  # |column j of G C|^2, 1 x cols
-    MOMENT_FIRST = "moment_first"  # of a core, bias-corrected, p x q
+    MOMENT_FIRST = "moment_first"  # bias-corrected: of a core p x q, LoRDO's rank x the longer side
     MOMENT_SECOND = "moment_second"  # the same
     DENSE = "dense"  # the displacement itself
     SINGULAR_LEFT = (
@@ -210,10 +210,12 @@ def _published_block(index: int, block: Block, due: Due, wire: WireConfig) -> It
 
 def _moments(index: int, block: Block, due: Due) -> Iterator[Slot]:
     """The same up and down. Dense blocks keep theirs: they are few numbers, and would cost much at 32 bits."""
-    p, q = block.ranks
+    if block.moment_shape is None:
+        return
+    rows, cols = block.moment_shape
     for part, is_due in ((Part.MOMENT_FIRST, due.first), (Part.MOMENT_SECOND, due.second)):
         if is_due:
-            yield Slot(index, part, p, q, MOMENT_BITS, p)
+            yield Slot(index, part, rows, cols, MOMENT_BITS, rows)
 
 
 def _core(slot: Slot, density: float, wire: WireConfig) -> Slot:

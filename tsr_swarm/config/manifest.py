@@ -86,7 +86,8 @@ def decode_manifest(data: bytes) -> Manifest:
         if not (isinstance(run_id, str) and 0 < len(run_id) <= 64 and run_id.isascii() and run_id.isalnum()):
             raise ValueError("run_id")
         config = run_config_from_mapping(document["config"]).definite()
-        blocks = tuple(_decode_block(entry) for entry in document["blocks"])
+        is_lordo = config.optimizer.inner == "lordo"
+        blocks = tuple(replace(_decode_block(entry), is_lordo=is_lordo) for entry in document["blocks"])
     except RefusedError:
         raise
     except (ConfigError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -16,8 +16,8 @@ class Due:
     ``draw``: pairs (block, number): everybody draws the block's basis of this number from the run's seed; nothing is
     sent for it.
     A block in ``tangent`` alone takes its next basis from the tangent sketch itself.
-    ``first``, ``second``: every low-rank block also sends the first or second moment of its core, and all peers go on
-    with the average.
+    ``first``, ``second``: every block with moments in shared bases also sends the first or second one, and all peers
+    go on with the average.
     """
 
     tangent: frozenset[int] = field(default_factory=frozenset)

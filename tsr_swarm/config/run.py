@@ -104,7 +104,10 @@ class OptimizerConfig(ConfigSection):
     embedding_rank: int | str = "auto"  # likewise; auto: "1/2" for a vocabulary of up to 4096, "d/2" for a larger one
     lr: float | str = "auto"  # auto: 0.03 with muon, 0.003 with adam; a core's steps are scaled by update_scale
     update_scale: float = 0.0  # 0: such that a core step is as long as a dense one
-    inner: str = "muon"  # muon | adam: how matrices step; muon in a full space leaves embedding and head to adam
+    inner: str = "muon"  # muon | adam | lordo: how matrices step; in a full space embedding and head take adam's steps
+    omega: float = 0.9  # lordo's: weight of the low-rank term; 1: none of the full-rank one
+    mu: float = 1.0  # lordo's: divides the full-rank term
+    projection: str = "global"  # lordo's: global | local: from the block's basis, or a peer's own gradient each round
     betas: tuple[float, float] = (0.9, 0.99)  # adam's
     eps: float = 1e-8  # adam's
     weight_decay: float = 0.0
@@ -136,7 +139,8 @@ class OptimizerConfig(ConfigSection):
                 'write "d/2" or a number.'
             )
         self.require(0 <= self.oversampling <= 4096, "oversampling", "0 to 4096")
-        self.require(self.inner in ("adam", "muon"), "inner", '"adam" or "muon"')
+        self.require(self.inner in ("adam", "muon", "lordo"), "inner", '"adam", "muon" or "lordo"')
+        self._check_lordo()
         is_rate = self.lr == AUTO if isinstance(self.lr, str) else 0 < self.lr <= 1
         self.require(is_rate, "lr", 'above 0, at most 1, or "auto"')
         self.require(0 <= self.update_scale <= 1e4, "update_scale", "0 (automatic) to 10000")
@@ -163,6 +167,22 @@ class OptimizerConfig(ConfigSection):
         self.require(self.residual_bits in (0, 4, 8), "residual_bits", "8, 4, or 0 for none")
         self.require(self.lift in ("exact", "float32"), "lift", '"exact" or "float32"')
 
+    def _check_lordo(self) -> None:
+        self.require(0 <= self.omega <= 1, "omega", "0 to 1")
+        self.require(0 < self.mu <= 1e6, "mu", "above 0, at most 1000000")
+        self.require(self.projection in ("global", "local"), "projection", '"global" or "local"')
+        if self.inner == "lordo" and self.local_space != "full":
+            raise ConfigError(
+                f'optimizer.inner = "lordo" needs optimizer.local_space = "full", not "{self.local_space}": its '
+                'full-rank term leaves every core; use "adam" or "muon".'
+            )
+        if self.inner == "lordo" and self.projection == "global" and self.aim == "seed":
+            raise ConfigError(
+                'optimizer.inner = "lordo" with optimizer.projection = "global" needs bases that follow the training, '
+                'and those of optimizer.aim = "seed" are drawn: its moments would mean nothing in the next ones; set '
+                'optimizer.aim to "displacement" or "gradient", or optimizer.projection to "local".'
+            )
+
     @property
     def peak_rate(self) -> float:
         """``lr`` with "auto" made definite."""
@@ -180,11 +200,9 @@ class PeriodsConfig(ConfigSection):
 
     section: ClassVar[str] = "periods"
     k_x: int = 20  # weights: local steps a round
-    k_u: int | str = 0  # first moments of core peers: averaged every k_u steps; 0: never, "auto": their half-life
+    k_u: int | str = 0  # first moments, low-rank ones: averaged every k_u steps; 0: never, "auto": their half-life
     k_v: int | str = 0  # second moments, likewise
-    k_r: int | str = (
-        "auto"  # refresh of the bases, each block's once; 0: every round; auto: that, or 5 k_x for a gradient
-    )
+    k_r: int | str = "auto"  # refresh of all bases; 0: every round; auto: that, or 5 k_x where a gradient is measured
     k_r_embedding: int | str = "auto"  # refresh of the bases of embedding and head, likewise
     micro_batches: int = 8  # gradient of a pass of a refresh: the mean of so many clipped ones
 
@@ -344,7 +362,14 @@ class RunConfig(ConfigSection):
         space = self.optimizer.local_space
         for key in ("k_u", "k_v"):
             value = getattr(self.periods, key)
-            if value != 0 and space != "core":
+            if value != 0 and self.optimizer.inner == "lordo":
+                if self.optimizer.projection != "global":
+                    raise ConfigError(
+                        f'periods.{key} = {value!r} needs optimizer.projection = "global", not '
+                        f'"{self.optimizer.projection}": moments in a basis of one peer mean nothing to others; '
+                        "set it to 0."
+                    )
+            elif value != 0 and space != "core":
                 raise ConfigError(
                     f'periods.{key} = {value!r} needs optimizer.local_space = "core", not "{space}": '
                     "a core of a moment is not the moment of a core; set it to 0."

@@ -25,7 +25,8 @@ RESIDUAL = "residual/"  # of the keys of a saved state
 class BlockState:
     """The displacement and the moments of one block, float32, in core coordinates (r x r) or full size.
 
-    All tensors are on the device of the block's parameter.
+    LoRDO's moments have rank r on the block's shorter side alone: they are (r, longer side), in a basis that is kept
+    beside them. All tensors are on the device of the block's parameter.
     """
 
     displacement: Tensor  # Wbar - W_i: all work of this peer that no average has taken, residuals included
@@ -34,6 +35,8 @@ class BlockState:
     steps: int = 0  # Adam's t; never reset by a round or a refresh
     usual: float = 0.0  # running norm of the displacements that were averaged
     sent: dict[Part, Tensor] = field(default_factory=dict)  # the open upload, dequantised
+    projection: Tensor | None = None  # LoRDO's Q (shorter side, r), that of the moments
+    error: Tensor | None = None  # LoRDO's E (shorter side, longer side): gradients that no Q has held
 
     def settle(self, averaged: Tensor | None, gamma: float) -> None:
         """Take ``averaged`` out of the displacement (None: nothing was) and close the upload.
@@ -126,8 +129,9 @@ def check_tensors(packed: Mapping[str, Tensor], expected: Mapping[str, tuple[tup
 
 
 def _tensors(block: Block, state: BlockState) -> dict[str, Tensor]:
-    """Return what a checkpoint keeps, by name, without a moment that the inner optimizer does not have."""
-    kept = {"displacement": state.displacement, "first": state.first, "second": state.second}
+    """Return what a checkpoint keeps, by name, without what the inner optimizer does not have."""
+    names = ("displacement", "first", "second", "projection", "error")
+    kept = {name: getattr(state, name) for name in names}
     return {f"{key}/{block.name}": tensor for key, tensor in kept.items() if tensor is not None}
 
 

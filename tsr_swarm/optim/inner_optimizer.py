@@ -52,7 +52,10 @@ class InnerOptimizer(Protocol):
 
 
 def inner_optimizer(optimizer: OptimizerConfig, is_matrix: bool) -> InnerOptimizer:
-    """Make the one that ``optimizer.inner`` names, for matrices and cores; anything else takes Adam's steps."""
+    """Make the one that ``optimizer.inner`` names, for matrices and cores; anything else takes Adam's steps.
+
+    LoRDO's moments are Adam's; its step, which is not one of a single tensor, is in lordo.py.
+    """
     return Muon() if is_matrix and optimizer.inner == "muon" else Adam(optimizer.betas, optimizer.eps)
 
 

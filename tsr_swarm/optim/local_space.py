@@ -57,7 +57,7 @@ class LocalSpace(Protocol):
         """Replace moments by those in ``published``, if there are any; before ``Consensus.apply``.
 
         Every peer does so, also one that the round did not include. They are in the old bases. Moments of full size
-        stay with their peers: a core of a moment is not the moment of a core.
+        stay with their peers: a core of a moment is not the moment of a core. LoRDO's have low rank at full size, too.
         """
         return
 

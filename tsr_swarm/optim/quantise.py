@@ -3,8 +3,8 @@
 Moments of cores follow DES-LOC (Iacob et al., arXiv 2505.22549, Algorithm 1): all peers write theirs in the same bases,
 so the mean of their moments is a moment as well. Departures: what is averaged is bias-corrected, and each peer applies
 its own correction again, which is the mean of the states themselves where all have taken as many steps; moments travel
-in 16 bits; and those of dense blocks (norms, biases) stay with their peers. Moments are no part of the consensus:
-a void round, or a peer without steps, changes only how fast it learns.
+in 16 bits; and those of dense blocks (norms, biases) stay with their peers. LoRDO's low-rank moments go the same way.
+Moments are no part of the consensus: a void round, or a peer without steps, changes only how fast it learns.
 """
 
 import hashlib
@@ -58,13 +58,13 @@ def gradient_grid(slot: Slot, gradients: GradientSketches) -> Grid:
 
 
 def moment_grid(slot: Slot, state: BlockState, inner: InnerOptimizer) -> Grid:
-    """Round a core's moment as ``slot`` sends it: bias-corrected, all zero before the first step."""
+    """Round a block's moment as ``slot`` sends it: bias-corrected, all zero before the first step."""
     moment, correction = _moment(slot, state, inner)
     return quantise_slot(moment / correction if correction else moment, slot)
 
 
 def take_moment(slot: Slot, grid: Grid, state: BlockState, inner: InnerOptimizer) -> None:
-    """Replace a core's moment by the published average, as it would be after this peer's own steps.
+    """Replace a block's moment by the published average, as it would be after this peer's own steps.
 
     Steps are divided by the root of a second moment, so one that was rounded to zero (or is negative, which a correct
     average never is) becomes half a step of its row's grid, the most that it can have been.

@@ -104,22 +104,29 @@ def own_memory(config: RunConfig, blocks: Sequence[Block]) -> Memory:
     """Return the bytes of weights (consensus and model), moments, bases (int16, for cores float32 too) and unsent work.
 
     Where both kinds of peer may join it is that of a full one, which needs more. A core peer's residual is counted as
-    it is after the first refresh.
+    it is after the first refresh. A LoRDO peer keeps moments of rank r, their basis, and error feedback of full size.
     """
-    is_core = config.optimizer.local_space == "core"
-    moments = displacement = residual = 0
+    optimizer = config.optimizer
+    is_core = optimizer.local_space == "core"
+    moments = displacement = residual = projections = 0
     for block in blocks:
+        if block.is_lordo and block.moment_shape:
+            rank, long = block.moment_shape
+            moments += 2 * rank * long
+            projections += rank * min(block.rows, block.cols)
+            displacement += 2 * block.size  # and the error feedback
+            continue
         in_core = is_core and block.is_low_rank
         size = block.core_size if in_core else block.size
         is_matrix = in_core or block.role is BlockRole.MATRIX
-        moments += size * inner_optimizer(config.optimizer, is_matrix).moments
+        moments += size * inner_optimizer(optimizer, is_matrix).moments
         displacement += size
-        bits = config.optimizer.residual_bits
+        bits = optimizer.residual_bits
         residual += packed_bytes(block.size, bits) if in_core and bits else 0
     return Memory(
         weights=2 * numbers(blocks) * FLOAT,
         optimizer=moments * FLOAT,
-        bases=_basis_numbers(blocks) * (_BASIS + (FLOAT if is_core else 0)),
+        bases=_basis_numbers(blocks) * (_BASIS + (FLOAT if is_core else 0)) + projections * FLOAT,
         residual=displacement * FLOAT + residual,
     )
 
