@@ -4,10 +4,10 @@ Jovanovic et al., arXiv 2602.04396 (global and local projection, full-rank quasi
 matrix is that of optim/lordo.py, with its readings, and decoupled weight decay.
 
 Every k_x steps the weights are averaged and Q <- the r leading directions of the mean displacement; u and v are
-averaged every k_u and k_v steps, as in DES-LOC. Weights travel whole; Q is not sent: all peers compute it
-from the mean. A reading: the first Q of "global" is random. "local": each peer takes Q from
-its own first gradient of a round, and keeps its low-rank moments, whose coordinates mean nothing to others. Embedding,
-head, vectors and matrices with p <= r: dense AdamW, whose moments follow the same periods.
+averaged every k_u and k_v steps, as in DES-LOC. Weights travel whole; Q is not sent: all peers compute it from the
+mean. A reading: the first Q of "global" is random. "local": each peer takes Q from its own first gradient of a round,
+and keeps its low-rank moments, whose coordinates mean nothing to others. Embedding, head, vectors and matrices with
+p <= r: dense AdamW, whose moments follow the same periods.
 """
 
 from collections.abc import Mapping
