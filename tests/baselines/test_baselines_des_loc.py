@@ -90,7 +90,7 @@ def test_automatic_periods_average_second_moments_less_often():
     ]
 
 
-@pytest.mark.parametrize("name", ["des-loc", "local-adam", "lordo"])
+@pytest.mark.parametrize("name", ["des-loc", "local-adam", "lordo-paper"])
 @pytest.mark.parametrize(("bits", "tolerance"), [(16, 0.02), (8, 0.02), (4, 0.35), (3, 0.4), (2, 0.5)])
 def test_few_bits_follow_the_float_run(name, bits, tolerance):
     problem = Pull()

@@ -22,7 +22,7 @@ VARIANTS = [
     *(("diloco", {"outer": "average", "bits": bits, "inner": "muon"}) for bits in (2, 3)),
     ("local-adam", {"bits": 3}),
     ("des-loc", {"bits": 2, "k_u": "3x", "k_v": "6x"}),
-    ("lordo", {"bits": 3, "omega": 0.5}),
+    ("lordo-paper", {"bits": 3, "omega": 0.5}),
     ("ddp", {"bits": 16, "inner": "muon"}),
     ("des-loc", {"inner": "muon"}),
     ("sparseloco", {"density": 0.1, "average": "senders"}),

@@ -68,18 +68,6 @@ def test_a_budget_is_the_leaders_own_and_not_part_of_a_manifest() -> None:
     assert decode_manifest(with_one.encoded).config.round.budget_kb == 0
 
 
-@pytest.mark.parametrize(("key", "value"), [("omega", 0.5), ("mu", 2.0), ("projection", "local")])
-def test_a_key_that_came_later_is_in_a_manifest_where_it_is_not_the_default(key: str, value: object) -> None:
-    """So runs that do not use it keep their digest, and older programs can join them."""
-    usual, changed = (
-        make_manifest("run", run_config_from_mapping({"optimizer": keys}), {"up.weight": (256, 128)})
-        for keys in ({}, {key: value})
-    )
-    assert f'"{key}"'.encode() not in usual.encoded
-    assert decode_manifest(changed.encoded) == changed
-    assert changed.digest != usual.digest
-
-
 @given(sizes=st.lists(st.integers(1, 10**6), min_size=1, max_size=40), shards=st.integers(1, 50))
 def test_every_block_is_in_exactly_one_shard(sizes: list[int], shards: int) -> None:
     parts = split_blocks(sizes, shards)
