@@ -10,7 +10,7 @@ from tsr_swarm.config.layout import Part, Slot, upload_slots
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig
-from tsr_swarm.exchange.reduction import Published, WeightedPayload, open_published, publish_shard, seal
+from tsr_swarm.exchange.reduction import Published, WeightedPayload, open_published, reduce_round
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.grid import Grid, dense_grid
 from tsr_swarm.optim.consensus import Consensus
@@ -42,13 +42,7 @@ def publish(
     voters: Sequence[str] = (),
 ) -> tuple[Published, OuterState]:
     """A round by one reducer of every shard, and the outer state after it. ``contributions``: by shard, then peer."""
-    shards = [
-        publish_shard(manifest, plan, blocks, of_shard, bases, outer)
-        for blocks, of_shard in zip(manifest.shard_blocks, contributions, strict=True)
-    ]
-    header = seal(plan, manifest.shard_blocks, [result for result, _, _ in shards], voters)
-    data = b"".join(data for _, data, _ in shards)
-    after = {**outer, **{block: kept for _, _, of_shard in shards for block, kept in of_shard.items()}}
+    header, data, after = reduce_round(manifest, plan, contributions, bases, outer, voters)
     return open_published(manifest, published_to_proto(header), data, plan.parent), after
 
 

@@ -26,7 +26,7 @@ from tsr_swarm.config.layout import upload_slots
 from tsr_swarm.config.manifest import Manifest, make_manifest
 from tsr_swarm.config.run import ModelConfig, OptimizerConfig, PeriodsConfig, RunConfig, WireConfig
 from tsr_swarm.errors import RunError
-from tsr_swarm.exchange.reduction import Published, WeightedPayload, open_published
+from tsr_swarm.exchange.reduction import Published, WeightedPayload, open_published, reduce_round
 from tsr_swarm.node.address_book import AddressBook, ClientPool
 from tsr_swarm.node.service import NodeService
 from tsr_swarm.node.sync.donors import Donors
@@ -36,7 +36,6 @@ from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.periods import plan_round
 from tsr_swarm.optim.quantise import quantise_slot
 from tsr_swarm.rounds.raft_state import RoundRecord
-from tsr_swarm.simulate.swarms import reduce_round
 from tsr_swarm.storage.run_folder import RunFolder, record_of
 from tsr_swarm.storage.state_store import STATE_ROUNDS, StateStore, is_agreed
 from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction

@@ -112,6 +112,27 @@ def seal(
     return PublishedHeader(plan, tuple(shard_blocks), tuple(results), chain, tuple(voters))
 
 
+def reduce_round(
+    manifest: Manifest,
+    plan: RoundPlan,
+    contributions: Sequence[Mapping[str, WeightedPayload]],
+    bases: Mapping[int, Basis],
+    outer: OuterState,
+    voters: Sequence[str] = (),
+) -> tuple[PublishedHeader, bytes, OuterState]:
+    """Average and publish every shard in one place, and seal the round. ``contributions``: by shard, then by peer.
+
+    Returns the round and the outer state after it, in the bases of before it. Blocks of a void shard keep theirs.
+    """
+    results, data, after = [], b"", dict(outer)
+    for blocks, of_shard in zip(manifest.shard_blocks, contributions, strict=True):
+        result, frames, kept = publish_shard(manifest, plan, blocks, of_shard, bases, outer)
+        results.append(result)
+        data += frames
+        after |= kept
+    return seal(plan, manifest.shard_blocks, results, voters), data, after
+
+
 def open_published(manifest: Manifest, message: pb.PublishedHeader, data: bytes, parent: str) -> Published:
     """Check and decode the round that follows chain hash ``parent``, from the wire or from disk. Raises PeerError."""
     header = check_published(message, manifest=manifest, parent=bytes.fromhex(parent))

@@ -46,7 +46,7 @@ def after_round(
 def within_budget(plan: RoundPlan, config: RunConfig, blocks: Sequence[Block], known: RefreshState) -> RoundPlan:
     """Return ``plan`` with the sketches that a budget allows instead of those of the periods; unchanged without one.
 
-    The upload stays within the budget, if it does so without any sketch: see config/sizes.py.
+    The upload stays within the budget, if it does so without any sketch: see config/layout.py.
     """
     if not config.round.budget_kb:
         return plan

@@ -22,8 +22,7 @@ from tsr_swarm.config.round_plan import RoundPlan
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import RunError
 from tsr_swarm.exchange.contribution import captured_of, pack
-from tsr_swarm.exchange.reduction import WeightedPayload, open_published, publish_shard, seal
-from tsr_swarm.lowrank.basis import Basis
+from tsr_swarm.exchange.reduction import WeightedPayload, open_published, reduce_round
 from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.optim.consensus import Consensus
 from tsr_swarm.optim.outer_step import OuterState, rotate_outer
@@ -194,26 +193,6 @@ class OwnSwarm:
 def manifest_of(config: RunConfig) -> Manifest:
     """Plan the blocks of a run. Raises ConfigError when its ranks do not fit its model."""
     return make_manifest(RUN_ID, config, parameter_shapes(config.model))
-
-
-def reduce_round(
-    manifest: Manifest,
-    plan: RoundPlan,
-    contributions: Sequence[Mapping[str, WeightedPayload]],
-    bases: Mapping[int, Basis],
-    outer: OuterState,
-) -> tuple[PublishedHeader, bytes, OuterState]:
-    """Average and publish every shard, and seal the round. ``contributions``: by shard, then by peer.
-
-    Returns the round and the outer state after it, in the bases of before it. Blocks of a void shard keep theirs.
-    """
-    results, data, after = [], b"", dict(outer)
-    for blocks, of_shard in zip(manifest.shard_blocks, contributions, strict=True):
-        result, frames, kept = publish_shard(manifest, plan, blocks, of_shard, bases, outer)
-        results.append(result)
-        data += frames
-        after |= kept
-    return seal(plan, manifest.shard_blocks, results), data, after
 
 
 def _train(trainer: Trainer, plan: RoundPlan, steps: int) -> RoundWork | None:

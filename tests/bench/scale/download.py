@@ -1,4 +1,4 @@
-"""How a rehearsed node fetches a round, as node/sync/catch_up.py does: the header, and shards from their reducers."""
+"""How a rehearsed node fetches a round, as node/sync/downloader.py does: the header, and shards from their reducers."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ Answer = Callable[[Published | None], None]
 
 
 class Headers:
-    """The headers that one node has, and the nodes that wait for one, as in node/donor.py."""
+    """The headers that one node has, and the nodes that wait for one, as in node/round_cache.py."""
 
     def __init__(self, node: "HomeNode") -> None:
         self._node = node
