@@ -28,6 +28,7 @@ WORLDS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "full, drawn": (FULL | {"aim": "seed"}, {}),
     "full, columns": (FULL | {"aim": "dct"}, HELD),
     "full, displacements": (FULL | {"aim": "displacement"}, HELD),
+    "full, lordo": (FULL | {"aim": "displacement", "inner": "lordo"}, HELD),
     "full, sketches every round": (FULL | {"aim": "displacement"}, {}),
     "full, aimed every round": (FULL | {"aim": "gradient"}, {"k_r": 0, "k_r_embedding": 0}),
 }
@@ -38,6 +39,9 @@ VALUES: Mapping[str, Any] = {
     "optimizer.gamma": lambda _: 0.5,
     "optimizer.oversampling": lambda _: 5,
     "optimizer.outer_momentum": lambda _: 0.5,
+    "optimizer.omega": lambda _: 0.5,
+    "optimizer.mu": lambda _: 3.0,
+    "optimizer.projection": lambda _: "local",
     "periods.micro_batches": lambda _: 16,
     "wire.sketch_bits": lambda _: 16,
     "wire.core_bits": lambda _: 8,

@@ -167,10 +167,9 @@ class Swarm:
         return basis.left_float(torch.float64) @ kept @ basis.right_float(torch.float64).mT
 
     def _sketches(self, peer: int) -> dict[tuple[int, Part], Tensor]:
-        consensus, names = self.consensus[peer], [block.name for block in self.blocks]
-        gradients = {
-            index: self.gradient(peer, names[index], consensus.weights[names[index]]) for index in consensus.bases
-        }
+        consensus, due = self.consensus[peer], self.plan.due
+        names = {index: self.blocks[index].name for index in sorted(due.range | due.project)}
+        gradients = {index: self.gradient(peer, name, consensus.weights[name]) for index, name in names.items()}
         return gradient_sketches(self.plan, self.blocks, consensus.bases, gradients)
 
 

@@ -47,7 +47,7 @@ PLAN = RoundPlan(
     parent="ab" * 32,
     seed=5,
 )
-MANIFESTS = [Manifest("run1", RunConfig(round=RoundConfig(shards=shards)), BLOCKS) for shards in range(1, 5)]
+MANIFESTS = [Manifest("run1", RunConfig(round=RoundConfig(shards=shards)).definite(), BLOCKS) for shards in range(1, 5)]
 MANIFEST = MANIFESTS[1]
 SHARDS = MANIFEST.shard_blocks
 SECTION = Section("core", 100, 90, b"h" * 32)

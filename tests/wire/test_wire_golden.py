@@ -14,7 +14,7 @@ from tsr_swarm.wire.messages import open_envelope, parse, published_from_proto, 
 from tsr_swarm.wire.v1 import swarm_pb2 as pb
 
 GOLDEN = Path(__file__).parent / "golden"
-MANIFEST_DIGEST = "df33f6b0d0bb3f8f2eca001a686846550be41d6e1dc62b4042713b1207721866"
+MANIFEST_DIGEST = "681350be2c217fb72f0aa7bfb3050e14fd3077273bbec5947595417e7dba31e6"
 CONTRIBUTION = (
     "080112206d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6d18072220abababababababababababababababab"
     "abababababababababababababababab2a20303132333435363738396162636465663031323334353637383961626364656630013880c002"

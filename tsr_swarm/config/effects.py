@@ -33,6 +33,11 @@ def _no_sketches(config: RunConfig) -> bool:
     return optimizer.aim == "seed" or (optimizer.aim == "dct" and optimizer.local_space == "core")
 
 
+def _no_lordo(config: RunConfig) -> bool:
+    return config.optimizer.inner != "lordo"
+
+
+_NO_LORDO = 'an optimizer.inner other than "lordo": the step has no such term'
 _FULL = 'optimizer.local_space = "full"'
 _SKETCHES = "sketches of whole displacements every round: no core is sent"
 
@@ -78,6 +83,7 @@ RULES = (
         lambda config: config.optimizer.aim in ("seed", "displacement"),
         'an optimizer.aim other than "gradient" and "dct": no gradient is measured for the bases',
     ),
+    *(Rule(f"optimizer.{key}", _no_lordo, _NO_LORDO) for key in ("omega", "mu", "projection")),
     Rule("wire.sketch_bits", _no_sketches, "these optimizer.aim and optimizer.local_space: no sketch is sent"),
     Rule("wire.core_bits", _only_sketches, _SKETCHES),
     Rule("wire.core_density", _only_sketches, _SKETCHES),
@@ -89,6 +95,11 @@ RULES = (
     ),
 )
 _DEFAULTS = RunConfig()
+
+
+def idle_keys(config: RunConfig) -> frozenset[str]:
+    """Return the keys, ``section.key``, that change nothing in this run."""
+    return frozenset(rule.key for rule in RULES if rule.idle(config))
 
 
 def refuse_idle(config: RunConfig) -> None:

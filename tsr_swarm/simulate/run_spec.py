@@ -9,7 +9,7 @@ from typing import Any
 from tsr_swarm.baselines.registry import METHODS, default_settings, named_settings
 from tsr_swarm.config.auto import rate_for
 from tsr_swarm.config.coerce import nearest, require
-from tsr_swarm.config.effects import refuse_idle
+from tsr_swarm.config.effects import idle_keys, refuse_idle
 from tsr_swarm.config.load import apply_overrides, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError
@@ -87,9 +87,13 @@ class RunSpec:
     def identity(self) -> dict[str, Any]:
         """Return all that the result depends on, as JSON has it; of a baseline nothing that only our own method reads.
 
-        Settings that came later are left out where they are off, so that older results keep their names.
+        Keys that change nothing are left out, and so are settings that came later where they are off: a new one or
+        another default of one takes no older result its name.
         """
-        config = asdict(self.fitted())
+        fitted = self.fitted()
+        config = asdict(fitted)
+        for section, _, key in (path.partition(".") for path in idle_keys(fitted)):
+            del config[section][key]
         conditions = asdict(self.heterogeneity)
         if not conditions["vocabulary"]:
             del conditions["vocabulary"]
