@@ -47,16 +47,16 @@ def test_an_upload_costs_its_cores_and_what_each_sketch_adds(
 
 
 def test_a_budget_too_small_for_any_one_sketch_is_refused_with_the_least_that_would_do() -> None:
-    """Dense 128, cores of 3 bits 3 x (8 + 8 + 32); the embedding's sketch of 5 bits (96 + 32) x (8 + 2) instead."""
+    """Dense 128, cores of 3 bits 3 x (8 + 8 + 32); the embedding's sketch of 5 bits 32 + (96 + 32) x 8 instead."""
     wire = WireConfig()
-    assert (core_upload(BLOCKS, wire), sketch_costs(BLOCKS, wire)[0]) == (128 + 3 * 48, 1280 - 48)
+    assert (core_upload(BLOCKS, wire), sketch_costs(BLOCKS, wire)[0]) == (128 + 3 * 48, 1056 - 48)
     check_budget(config(2), BLOCKS)
     check_budget(config(0), BLOCKS)
     with pytest.raises(ConfigError) as error:
         check_budget(config(1), BLOCKS)
     assert str(error.value) == (
         "round.budget_kb = 1 is too little: cores and dense blocks take 0.3 kB of an upload and the largest sketch "
-        "1.2 kB more; set it to 2 or more, or to 0."
+        "1.0 kB more; set it to 2 or more, or to 0."
     )
     with pytest.raises(ConfigError, match=r"round\.budget_kb = 1 is too little"):
         make_manifest("run", config(1), {"up.weight": (256, 128)})

@@ -1,7 +1,6 @@
 """Bases: orthonormal to 12 bits, made once, and the same integers wherever a factor is applied."""
 
 import math
-from fractions import Fraction
 
 import pytest
 import torch
@@ -9,9 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tsr_swarm.errors import RunError
 from tsr_swarm.lowrank import basis as bases
-from tsr_swarm.lowrank.grid import Grid, quantise_block
 
 # one published 16-bit step and one 12-bit step: how well a factor can follow a sketch of moderate condition
 SPAN_TOLERANCE = 0.02
@@ -89,66 +86,6 @@ def test_a_rank_deficient_sketch_is_filled_up_from_the_spare_basis(rows: int, da
     assert outside(sketch, basis) <= SPAN_TOLERANCE
     q, _ = torch.linalg.qr(torch.cat((sketch[:, :found], numbers(spare)), dim=1))
     assert float((numbers(basis) - q @ (q.mT @ numbers(basis))).norm()) <= SPAN_TOLERANCE  # nothing from elsewhere
-
-
-@settings(max_examples=40)
-@given(sizes, st.data(), st.floats(0.5, 1), st.integers(-40, 40), seeds)
-def test_a_factor_makes_an_orthonormal_basis_of_the_sketch(
-    rows: int, data: st.DataObject, decay: float, scale: int, seed: int
-) -> None:
-    rank = data.draw(st.integers(1, min(rows, 10)))
-    sketch = quantise_block(draw_sketch(rows, rank, decay, seed) * 2.0**scale, 16)
-    factor = bases.refresh_factor(sketch)
-    basis = bases.apply_factor(sketch, factor)
-    assert int(factor.values.abs().max()) < 2**23
-    assert gram_error(basis) <= bases.GRAM_TOLERANCE + gram_bound(rows)
-    assert outside(sketch.numbers(), basis) <= SPAN_TOLERANCE
-
-
-@settings(max_examples=30)
-@given(st.integers(1, 8), st.data(), seeds)
-def test_applying_a_factor_is_integer_arithmetic(rows: int, data: st.DataObject, seed: int) -> None:
-    rank = data.draw(st.integers(1, rows))
-    sketch = quantise_block(draw_sketch(rows, rank, 0.7, seed), 16)
-    factor = bases.refresh_factor(sketch)
-    basis = bases.apply_factor(sketch, factor)
-    product = sketch.values.numpy().astype(object) @ factor.values.numpy().astype(object)
-    scale = Fraction(2) ** (int(sketch.exponents) + int(factor.exponents) + 11)
-    expected = [[max(-bases.BASIS_LIMIT, min(bases.BASIS_LIMIT, round(x * scale))) for x in row] for row in product]
-    assert basis.tolist() == expected
-
-
-def test_a_factor_at_its_bounds_is_still_summed_exactly() -> None:
-    rank = 4096
-    sketch = Grid(torch.full((1, rank), 32767, dtype=torch.int32), torch.tensor([-15]))
-    values = torch.full((rank, rank), 2**23 - 1, dtype=torch.int32)
-    values[1::2] *= -1
-    values[0] -= 1  # all but this one step cancels
-    factor = Grid(values, torch.tensor([0]))
-    basis = bases.apply_factor(sketch, factor)
-    assert set(basis.flatten().tolist()) == {-2047}  # round(-32767 / 2**15 * 2**11) = -2048, clamped
-
-
-@pytest.mark.parametrize("columns", [[[0.0, 0.0]] * 4, [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0], [0.0, 0.0]]])
-def test_a_rank_deficient_sketch_makes_a_zero_factor(columns: list[list[float]]) -> None:
-    sketch = quantise_block(torch.tensor(columns), 16)
-    factor = bases.refresh_factor(sketch)
-    assert not factor.values.any()
-    assert factor.values.shape == (2, 2)
-    assert bases.apply_factor(sketch, factor) is None
-
-
-def test_a_sketch_too_near_to_deficient_for_24_bits_makes_a_zero_factor() -> None:
-    flicker = torch.randint(0, 2, (400, 64), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
-    sketch = Grid(32767 - flicker, torch.tensor([-30]))  # of full rank, but its condition is near 10**6
-    assert bases.orthonormal12(sketch.numbers()) is not None
-    assert not bases.refresh_factor(sketch).values.any()
-
-
-def test_a_rank_above_the_proven_limit_is_refused() -> None:
-    grid = Grid(torch.ones(1, 4097, dtype=torch.int32), torch.tensor([0]))
-    with pytest.raises(RunError, match="4097"):
-        bases.apply_factor(grid, Grid(torch.ones(4097, 1, dtype=torch.int32), torch.tensor([0])))
 
 
 @settings(max_examples=40)

@@ -28,14 +28,14 @@ from tsr_swarm.optim.consensus import Consensus
 ROOT = Path(__file__).parents[2]
 # Of several rounds with every kind of refresh. It may change only together with the wire's version: peers of one run
 # would drift apart.
-DIGEST = "42006793e059fb6ae71d6d599158fdaa209171b20b626af12b66b15b033392dc"
+DIGEST = "59902d64ae1c0eb0e595d38574904159b9d57416f546084fa5896ebd2d1516e0"
 BLOCKS = (
     Block(name="embed_tokens.weight", rows=1000, cols=96, rank=48, role=BlockRole.EMBEDDING),
     Block(name="up.weight", rows=257, cols=129, rank=97, role=BlockRole.MATRIX),
     Block(name="wide.weight", rows=300, cols=290, rank=280, role=BlockRole.MATRIX),  # high enough a rank to shift
     Block(name="norm.weight", rows=1, cols=129, rank=0, role=BlockRole.DENSE),
 )
-# a core round, both passes of a randomized SVD, a flush with a factor, one with a range that was void, and cores again
+# a core round, both passes of a randomized SVD, a tangent round, one with a range that was void, and cores again
 DUES = (
     Due(),
     Due(range=frozenset({0, 1, 2})),

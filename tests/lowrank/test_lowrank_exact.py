@@ -67,7 +67,7 @@ def slow_lift(basis: Basis, core: Grid) -> Tensor:
 
 def slow_lift_tangent(basis: Basis, left: Grid, right: Grid) -> Tensor:
     """U (Z - V C^T)^T + Y V^T in unbounded integers and fractions; only the last sum is a float64 one."""
-    u, v, y, z = (integers(x) for x in (basis.left, basis.right, left.values, right.values))
+    u, v, y, z = (integers(x) for x in (basis.left, basis.right, left.values.mT, right.values.mT))
     core, core_exponent = fit(u.T @ y, 16)
     known, known_exponent = fit(v @ core.T, 16)
     known_exponent += core_exponent + int(left.exponents) - 22
@@ -120,7 +120,7 @@ def test_the_tangent_lift_is_integer_arithmetic(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     basis = draw_basis(rows, cols, rank, generator)
-    left, right = draw_grid(rows, rank, left_exponent, generator), draw_grid(cols, rank, right_exponent, generator)
+    left, right = draw_grid(rank, rows, left_exponent, generator), draw_grid(rank, cols, right_exponent, generator)
     assert torch.equal(lift_tangent(basis, left, right), slow_lift_tangent(basis, left, right))
 
 
@@ -129,11 +129,11 @@ def test_the_tangent_lift_is_integer_arithmetic(
 def test_the_order_of_the_directions_does_not_change_a_bit(rows: int, cols: int, rank: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     basis, core = draw_basis(rows, cols, rank, generator), draw_grid(rank, rank, -20, generator)
-    left, right = draw_grid(rows, rank, -20, generator), draw_grid(cols, rank, -21, generator)
+    left, right = draw_grid(rank, rows, -20, generator), draw_grid(rank, cols, -21, generator)
     a, b = (torch.randperm(rank, generator=generator) for _ in range(2))
     mixed = Basis(basis.left[:, a], basis.right[:, b])
     mixed_core = Grid(core.values[a][:, b], core.exponents)
-    mixed_tangent = Grid(left.values[:, b], left.exponents), Grid(right.values[:, a], right.exponents)
+    mixed_tangent = Grid(left.values[b], left.exponents), Grid(right.values[a], right.exponents)
     assert torch.equal(lift(mixed, mixed_core), lift(basis, core))
     assert torch.equal(lift_tangent(mixed, *mixed_tangent), lift_tangent(basis, left, right))
 
@@ -144,9 +144,9 @@ def test_both_lifts_agree_with_float_arithmetic(rows: int, cols: int, data: st.D
     rank = data.draw(st.integers(1, 4))
     generator = torch.Generator().manual_seed(seed)
     basis, core = draw_basis(rows, cols, rank, generator), draw_grid(rank, rank, -20, generator)
-    left, right = draw_grid(rows, rank, -20, generator), draw_grid(cols, rank, -20, generator)
+    left, right = draw_grid(rank, rows, -20, generator), draw_grid(rank, cols, -20, generator)
     u, v = basis.left_float(torch.float64), basis.right_float(torch.float64)
-    y, z = left.numbers(), right.numbers()
+    y, z = left.numbers().mT, right.numbers().mT
     wanted = u @ core.numbers() @ v.mT
     wanted_tangent = u @ z.mT + y @ v.mT - u @ (u.mT @ y) @ v.mT
     scale = wanted_tangent.norm() + (u @ (u.mT @ y) @ v.mT).norm()  # u is not orthonormal here: its square counts
@@ -159,7 +159,7 @@ def test_both_lifts_agree_with_float_arithmetic(rows: int, cols: int, data: st.D
 def test_zeros_lift_to_zeros() -> None:
     generator = torch.Generator().manual_seed(0)
     basis = draw_basis(5, 4, 3, generator)
-    zero = [Grid(torch.zeros(rows, 3, dtype=torch.int32), torch.tensor([-126])) for rows in (3, 5, 4)]
+    zero = [Grid(torch.zeros(3, size, dtype=torch.int32), torch.tensor([-126])) for size in (3, 5, 4)]
     assert not lift(basis, zero[0]).any()
     assert not lift_tangent(basis, zero[1], zero[2]).any()
 

@@ -196,7 +196,7 @@ def update_of(grids: Mapping[Slot, Grid], block: int, basis: Basis | None) -> Te
     u, v = basis.left_float(torch.float64), basis.right_float(torch.float64)
     if Part.CORE in parts:
         return u @ parts[Part.CORE] @ v.mT
-    y, z = parts[Part.TANGENT_LEFT], parts[Part.TANGENT_RIGHT]
+    y, z = parts[Part.TANGENT_LEFT].mT, parts[Part.TANGENT_RIGHT].mT
     return u @ z.mT + (y - u @ (u.mT @ y)) @ v.mT
 
 

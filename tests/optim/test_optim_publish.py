@@ -14,7 +14,7 @@ from tsr_swarm.config.layout import Part, Slot, published_slots
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import WireConfig
 from tsr_swarm.errors import RunError
-from tsr_swarm.lowrank.basis import Basis, apply_factor, random_basis
+from tsr_swarm.lowrank.basis import Basis, random_basis
 from tsr_swarm.lowrank.grid import Grid, quantise_block
 from tsr_swarm.optim.publish import publish
 
@@ -65,20 +65,6 @@ def test_the_mean_is_published_to_half_a_step(due: Due, seed: int) -> None:
             assert torch.equal(found[slot.block, slot.part].values, x.float())
 
 
-def test_a_factor_turns_the_published_sketch_into_a_basis_of_its_range() -> None:
-    due = Due(tangent=LOW_RANK)
-    mean = draw_mean(due)
-
-    found = publish_all(mean, due)
-
-    for block in LOW_RANK:
-        sketch = found[block, Part.TANGENT_LEFT]
-        basis = apply_factor(sketch, found[block, Part.FACTOR_LEFT])
-        u, y = basis.double() / 2048, sketch.numbers()
-        assert float((u.mT @ u - torch.eye(u.shape[1])).abs().max()) < 0.01
-        assert float((y - u @ (u.mT @ y)).norm() / y.norm()) < 0.01
-
-
 def test_a_gradient_of_zeros_publishes_the_old_range_and_no_singular_vectors() -> None:
     due = Due(range=LOW_RANK, project=LOW_RANK)
     mean = zero(zero(draw_mean(due), 1, Part.RANGE), 1, Part.PROJECTION)
@@ -90,15 +76,6 @@ def test_a_gradient_of_zeros_publishes_the_old_range_and_no_singular_vectors() -
     assert not found[1, Part.SINGULAR_LEFT].values.any()
     assert not found[1, Part.SINGULAR_RIGHT].values.any()
     assert found[0, Part.SINGULAR_LEFT].values.any()
-
-
-def test_a_displacement_of_zeros_publishes_a_zero_factor_for_that_side() -> None:
-    due = Due(tangent=LOW_RANK)
-
-    found = publish_all(zero(draw_mean(due), 1, Part.TANGENT_RIGHT), due)
-
-    assert not found[1, Part.FACTOR_RIGHT].values.any()
-    assert found[1, Part.FACTOR_LEFT].values.any()
 
 
 def test_a_mean_that_is_missing_is_named() -> None:

@@ -15,7 +15,6 @@ from tsr_swarm.config.run import RunConfig, WireConfig
 from tsr_swarm.errors import ConfigError
 
 KB = 1000
-FACTOR_BITS = 24
 ENERGY_BITS = 16
 COLUMN_BITS = 2
 MOMENT_BITS = 16  # a second moment spans twice the orders of magnitude that its gradients do
@@ -41,13 +40,13 @@ class PayloadKind(StrEnum):
 class Part(StrEnum):
     """What a slot holds. LEFT belongs to U and has the block's rows, RIGHT belongs to V and has its columns.
 
-    Sketches of gradients G and what is made of them lie across: a row is a direction, and has a scale of its own. They
-    have l rows, the width of the sketch. See lowrank/randomized_svd.py.
+    Sketches and what is made of them lie across: a row is a direction, and has a scale of its own. Those of gradients G
+    have l rows, the width of the sketch, see lowrank/randomized_svd.py; those of a displacement A have one a direction.
     """
 
     CORE = "core"  # p x q, the ranks of U and V
-    TANGENT_LEFT = "tangent_left"  # Y = A V, rows x q
-    TANGENT_RIGHT = "tangent_right"  # Z = A^T U, cols x p
+    TANGENT_LEFT = "tangent_left"  # Y^T = (A V)^T, q x rows
+    TANGENT_RIGHT = "tangent_right"  # Z^T = U^T A, p x cols
     RANGE = "range"  # sent: (G [V, Omega])^T, published: a basis Q^T of its range; l x rows
     PROJECTION = "projection"  # Q^T G, l x cols
     ENERGY_LEFT = "energy_left"  # |row i of C^T G|^2 for the cosine transform C of the rows, 1 x rows
@@ -61,8 +60,6 @@ class Part(StrEnum):
     SINGULAR_RIGHT = "singular_right"  # its right ones, the new V; q x cols, only published
     COLUMNS_LEFT = "columns_left"  # 1 for each column of the transform that is in the new U, 1 x rows, only published
     COLUMNS_RIGHT = "columns_right"  # the same for V, 1 x cols, only published
-    FACTOR_LEFT = "factor_left"  # T with new U = round12(Ybar T), q x p, only published
-    FACTOR_RIGHT = "factor_right"  # T with new V = round12(Zbar T), p x q, only published
 
     @property
     def kind(self) -> PayloadKind:
@@ -75,7 +72,6 @@ _KINDS = {
     "projection": PayloadKind.GRADIENT,
     "energy": PayloadKind.GRADIENT,
     "singular": PayloadKind.BASIS,
-    "factor": PayloadKind.BASIS,
     "columns": PayloadKind.BASIS,
 }
 
@@ -164,8 +160,8 @@ def _upload_block(index: int, block: Block, due: Due, wire: WireConfig) -> Itera
         yield Slot(index, Part.DENSE, m, n, DENSE_BITS, 0)
         return
     if index in due.tangent:
-        yield _linear(Slot(index, Part.TANGENT_LEFT, m, q, wire.sketch_bits, m), wire)
-        yield _linear(Slot(index, Part.TANGENT_RIGHT, n, p, wire.sketch_bits, n), wire)
+        yield _linear(Slot(index, Part.TANGENT_LEFT, q, m, wire.sketch_bits, q), wire)
+        yield _linear(Slot(index, Part.TANGENT_RIGHT, p, n, wire.sketch_bits, p), wire)
     else:
         yield _core(Slot(index, Part.CORE, p, q, wire.core_bits, p), wire.core_density, wire)
     width = block.sketch_width
@@ -190,8 +186,8 @@ def _published_block(index: int, block: Block, due: Due, wire: WireConfig) -> It
         return
     if index in due.tangent:
         bits = max(wire.published_bits, wire.sketch_bits)
-        yield _linear(Slot(index, Part.TANGENT_LEFT, m, q, bits, 1), wire)
-        yield _linear(Slot(index, Part.TANGENT_RIGHT, n, p, bits, 1), wire)
+        yield _linear(Slot(index, Part.TANGENT_LEFT, q, m, bits, 1), wire)
+        yield _linear(Slot(index, Part.TANGENT_RIGHT, p, n, bits, 1), wire)
     else:
         yield _core(Slot(index, Part.CORE, p, q, wire.published_bits, 1), wire.published_density, wire)
     if index in due.range:
@@ -202,9 +198,6 @@ def _published_block(index: int, block: Block, due: Due, wire: WireConfig) -> It
     elif index in due.choose:
         yield Slot(index, Part.COLUMNS_LEFT, 1, m, COLUMN_BITS, 0)
         yield Slot(index, Part.COLUMNS_RIGHT, 1, n, COLUMN_BITS, 0)
-    elif index in due.tangent:
-        yield Slot(index, Part.FACTOR_LEFT, q, p, FACTOR_BITS, 1)
-        yield Slot(index, Part.FACTOR_RIGHT, p, q, FACTOR_BITS, 1)
     yield from _moments(index, block, due)
 
 

@@ -1,8 +1,9 @@
 """Bases U and V of a block: 12-bit integers, so that every product with them is exact, and how new ones are made.
 
-QR and eigenvectors differ in their last bits between thread counts and CPU types. One party computes them, and all
-others use its integers: the basis itself, or a factor T from which round12(Y T) gives the same basis everywhere.
-Letters: M rows, N columns, R rank, Y (M, R) a sketch, T (R, R) a factor.
+QR and eigenvectors as libraries compute them differ in their last bits between thread counts and CPU types. So one
+party computes them and all others use its integers (randomized_svd.py), or everybody orthogonalises what was published
+in arithmetic that has one result (orthogonal_iteration.py).
+Letters: M rows, N columns, R rank, Y (M, R) a sketch.
 """
 
 import hashlib
@@ -15,15 +16,11 @@ from torch import Tensor
 from tsr_swarm.lowrank.grid import (
     FIXED_EXPONENT,
     Grid,
-    exact_integers,
     integer_limit,
-    quantise_block,
-    require_exact_rank,
 )
 
 BASIS_EXPONENT = FIXED_EXPONENT
 BASIS_LIMIT = integer_limit(12)
-FACTOR_BITS = 24
 RANK_TOLERANCE = 1e-6  # a direction weaker than this, next to the strongest, is rounding noise
 GRAM_TOLERANCE = 2**-4  # how far U^T U may be from I: amplitudes right to 3 %
 
@@ -75,7 +72,7 @@ def orthonormal12(sketch: Tensor, spare: Tensor | None = None) -> Tensor | None:
     missing = sketch.shape[1] - directions.shape[1]
     if directions.shape[1] == 0 or (missing and spare is None):
         return None
-    return _round12(directions if spare is None else _fill(directions, spare, missing))
+    return round12(directions if spare is None else _fill(directions, spare, missing))
 
 
 def orthonormal_range(sketch: Tensor, spare: Tensor) -> Tensor:
@@ -111,7 +108,7 @@ def _range(y: Tensor) -> Tensor:
     return directions
 
 
-def _round12(u: Tensor) -> Tensor:
+def round12(u: Tensor) -> Tensor:
     return torch.round(u * math.ldexp(1.0, -BASIS_EXPONENT)).clamp_(-BASIS_LIMIT, BASIS_LIMIT).to(torch.int16)
 
 
@@ -120,38 +117,8 @@ def unscaled_grid(values: Tensor) -> Grid:
     return Grid(values.to(torch.int32), torch.empty(0, dtype=torch.int32, device="cpu"))
 
 
-def refresh_factor(sketch: Grid) -> Grid:
-    """The R x R factor T, 24 bits, for which Y T is an orthonormal basis of the sketch's range, strongest first.
-
-    All zero when the sketch cannot aim a basis: it is zero, or so near to rank-deficient that what T makes of it is
-    not orthonormal. Not bit-stable: one party calls this and ships the result.
-    """
-    y = sketch.numbers()
-    scale = float(y.abs().max()) or 1.0
-    # Y^T Y = W L W^T, T = W L^-1/2: squaring the condition number is harmless at 12 bits
-    energy, vectors = torch.linalg.eigh((y / scale).mT @ (y / scale))
-    if energy[0] > RANK_TOLERANCE**2 * energy[-1]:
-        factor = quantise_block((vectors / energy.sqrt()).flip(1) / scale, FACTOR_BITS)
-        basis = apply_factor(sketch, factor)
-        if basis is not None and is_orthonormal(basis):
-            return factor
-    return quantise_block(torch.zeros_like(vectors), FACTOR_BITS)
-
-
 def is_orthonormal(u: Tensor) -> bool:
     """Whether the columns of ``u`` (M, R), 12-bit integers, are so to GRAM_TOLERANCE."""
     numbers = u.to(torch.float64) * math.ldexp(1.0, BASIS_EXPONENT)
     off = (torch.linalg.eigvalsh(numbers.mT @ numbers) - 1).abs().max()
     return bool(off <= GRAM_TOLERANCE + u.shape[0] * math.ldexp(1.0, -24))  # 12-bit rounding alone adds up to that
-
-
-def apply_factor(sketch: Grid, factor: Grid) -> Tensor | None:
-    """Exactly round12(Y T) as int16 (M, R), the same bits on every machine; None for an all-zero factor.
-
-    |Y| < 2**15, |T| < 2**23 and R <= 2**12 keep every sum below 2**50.
-    """
-    if not factor.values.any():
-        return None
-    require_exact_rank(factor.values.shape[0])
-    product = exact_integers(sketch.values, 16) @ exact_integers(factor.values, FACTOR_BITS)
-    return _round12(product * math.ldexp(1.0, sketch.exponent() + factor.exponent()))

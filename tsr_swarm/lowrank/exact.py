@@ -3,8 +3,8 @@
 Float sums depend on their order; sums of integers below 2**53 in float64 do not. So all factors are integers with
 power-of-two scales, everything between two products is rounded to few enough bits, and only one conversion to float32
 ends it. Element-wise steps are plain mul, add, sub and round, each correctly rounded by IEEE 754.
-Letters: U (M, P), V (N, Q) bases, 12 bits; C (P, Q) a core, Y (M, Q), Z (N, P) a tangent sketch, 16 bits; R is the
-larger of P and Q.
+Letters: U (M, P), V (N, Q) bases, 12 bits; C (P, Q) a core, Y (M, Q), Z (N, P) a tangent sketch, 16 bits, which lies
+across as Y^T and Z^T; R is the larger of P and Q.
 """
 
 import math
@@ -40,7 +40,7 @@ def lift(basis: Basis, core: Grid) -> Tensor:
 
 
 def lift_tangent(basis: Basis, left: Grid, right: Grid) -> Tensor:
-    """U Z^T + (I - U U^T) Y V^T as float32 (M, N): ``left`` is Y = A V, ``right`` is Z = A^T U.
+    """U Z^T + (I - U U^T) Y V^T as float32 (M, N): ``left`` is (A V)^T = Y^T, ``right`` is U^T A = Z^T.
 
     The projection of A on the tangent space of the matrices of rank R at U, V, computed as
     U (Z - V C^T)^T + Y V^T with C = U^T Y, so that nothing of size M x M or M x N is formed but the two terms.
@@ -48,10 +48,10 @@ def lift_tangent(basis: Basis, left: Grid, right: Grid) -> Tensor:
     rounded to 16 bits; Z - V C^T is one correctly rounded subtraction, rounded to 30 bits; |U (..)^T| < 2**52 and
     |Y V^T| < 2**38. Both terms are float64 numbers that no summation order changes, and are added element by element.
     """
-    rank = max(left.values.shape[1], right.values.shape[1])
+    rank = max(left.values.shape[0], right.values.shape[0])
     u, v = _factors(basis, rank)
-    y, y_exponent = exact_integers(left.values, PUBLISHED_BITS), left.exponent()
-    z, z_exponent = exact_integers(right.values, PUBLISHED_BITS), right.exponent()
+    y, y_exponent = exact_integers(left.values, PUBLISHED_BITS).mT, left.exponent()
+    z, z_exponent = exact_integers(right.values, PUBLISHED_BITS).mT, right.exponent()
 
     core, core_exponent = _fit(u.mT @ y, PUBLISHED_BITS)
     known, known_exponent = _fit(v @ core.mT, PUBLISHED_BITS)
@@ -91,5 +91,5 @@ def lift_float32(basis: Basis, core: Grid) -> Tensor:
 def lift_tangent_float32(basis: Basis, left: Grid, right: Grid) -> Tensor:
     """The control: U Z^T + (I - U U^T) Y V^T by plain float32 products."""
     u, v = basis.left_float(), basis.right_float()
-    y, z = left.numbers().to(torch.float32), right.numbers().to(torch.float32)
+    y, z = left.numbers().to(torch.float32).mT, right.numbers().to(torch.float32).mT
     return u @ (z - v @ (u.mT @ y).mT).mT + y @ v.mT

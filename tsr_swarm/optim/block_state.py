@@ -95,8 +95,8 @@ def unpack_states(blocks: Sequence[Block], states: Mapping[int, BlockState], pac
         shapes |= {key: tuple(tensor.shape) for key, tensor in _tensors(block, state).items()}
         sent = {
             Part.CORE: block.ranks,
-            Part.TANGENT_LEFT: (block.rows, block.ranks[1]),
-            Part.TANGENT_RIGHT: (block.cols, block.ranks[0]),
+            Part.TANGENT_LEFT: (block.ranks[1], block.rows),
+            Part.TANGENT_RIGHT: (block.ranks[0], block.cols),
             Part.DENSE: tuple(state.displacement.shape),
         }
         shapes |= {key: shape for part, shape in sent.items() if (key := _sent_key(block, part)) in packed}
@@ -222,6 +222,6 @@ def unpack_unsent(block: Block, bits: int, device: torch.device, saved: Mapping[
 
 
 def core_as_sketch(core: Tensor, part: Part, basis: Basis) -> Tensor:
-    """Return a core (P, Q) as one side of the tangent sketch of A = U C V^T: U C = A V, or V C^T = A^T U."""
+    """Return a core (P, Q) as one side of the tangent sketch of A = U C V^T: (A V)^T = (U C)^T, or U^T A = C V^T."""
     left, right = basis.factors(core)
-    return left @ core if part is Part.TANGENT_LEFT else right @ core.mT
+    return (left @ core).mT.contiguous() if part is Part.TANGENT_LEFT else core @ right.mT

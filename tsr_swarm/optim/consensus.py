@@ -16,10 +16,11 @@ from tsr_swarm.config.layout import Part, Slot, published_slots
 from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import WireConfig
 from tsr_swarm.errors import RunError
-from tsr_swarm.lowrank.basis import BASIS_LIMIT, Basis, apply_factor
+from tsr_swarm.lowrank.basis import BASIS_LIMIT, Basis
 from tsr_swarm.lowrank.dct import chosen_basis, drawn_basis
 from tsr_swarm.lowrank.exact import lift, lift_float32, lift_tangent, lift_tangent_float32
 from tsr_swarm.lowrank.grid import Grid, exact_integers, integer_limit
+from tsr_swarm.lowrank.orthogonal_iteration import range_of
 from tsr_swarm.lowrank.randomized_svd import RANGE_BITS, known_range, left_basis, right_basis
 
 _Grids = Mapping[tuple[int, Part], Grid]
@@ -101,8 +102,8 @@ class Consensus:
             p, q = block.ranks
             left, right = grids[index, Part.COLUMNS_LEFT].values, grids[index, Part.COLUMNS_RIGHT].values
             return chosen_basis(block.rows, block.cols, _columns(left, p, block), _columns(right, q, block))
-        new_left = apply_factor(grids[index, Part.TANGENT_LEFT], grids[index, Part.FACTOR_LEFT])
-        new_right = apply_factor(grids[index, Part.TANGENT_RIGHT], grids[index, Part.FACTOR_RIGHT])
+        new_left = range_of(grids[index, Part.TANGENT_LEFT], old.left)
+        new_right = range_of(grids[index, Part.TANGENT_RIGHT], old.right)
         return _replace_sides(old, new_left, new_right)
 
     def _with_range(self, basis: Basis, index: int, due: frozenset[int], grids: _Grids) -> Basis:

@@ -124,7 +124,7 @@ class CoreSpace(LocalSpace):
             return
         numbers = grid.numbers()
         if slot.part is Part.TANGENT_RIGHT:
-            numbers = numbers.mT @ self._bases[slot.block].right_float(torch.float64)
+            numbers = numbers @ self._bases[slot.block].right_float(torch.float64)
         state.sent = {Part.CORE: numbers.to(torch.float32).to(state.displacement.device)}
 
     @torch.no_grad()

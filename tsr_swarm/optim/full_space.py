@@ -144,9 +144,9 @@ def _measure(slot: Slot, displacement: Tensor, basis: Basis | None) -> Grid:
         return dense_grid(displacement)
     u, v = basis.factors(displacement)
     if slot.part is Part.TANGENT_LEFT:
-        return quantise_slot(displacement @ v, slot)
+        return quantise_slot((displacement @ v).mT.contiguous(), slot)
     if slot.part is Part.TANGENT_RIGHT:
-        return quantise_slot(displacement.mT @ u, slot)
+        return quantise_slot(u.mT @ displacement, slot)
     return quantise_slot(core_of(displacement, u, v), slot)
 
 
@@ -157,7 +157,7 @@ def _part(sent: Mapping[Part, Tensor], basis: Basis | None) -> Tensor:
     u, v = basis.factors(next(iter(sent.values())))
     if Part.CORE in sent:
         return expand(sent[Part.CORE], u, v)
-    y, z = sent[Part.TANGENT_LEFT], sent[Part.TANGENT_RIGHT]
+    y, z = sent[Part.TANGENT_LEFT].mT, sent[Part.TANGENT_RIGHT].mT
     return u @ z.mT + (y - u @ (u.mT @ y)) @ v.mT  # U Z^T + (I - U U^T) Y V^T
 
 

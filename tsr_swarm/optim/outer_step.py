@@ -44,7 +44,7 @@ def outer_step(
     """Return what to publish for ``mean`` (float64, by upload slot), residuals included, and the state after it.
 
     The old residuals are in the result; ``keep_dropped`` adds the new ones. A tangent sketch takes its block's residual
-    C with it as Y + U C and Z + V C^T, whole, because a refresh loses what leaves the basis. Blocks without
+    C with it, as Y + U C and Z + V C^T, whole, because a refresh loses what leaves the basis. Blocks without
     a mean keep what they have.
     """
     wanted, after = dict(mean), dict(state)

@@ -12,7 +12,7 @@ from tsr_swarm.config.blocks import Block
 from tsr_swarm.config.layout import Part, Slot
 from tsr_swarm.config.run import OptimizerConfig
 from tsr_swarm.errors import RunError
-from tsr_swarm.lowrank.basis import Basis, refresh_factor, unscaled_grid
+from tsr_swarm.lowrank.basis import Basis, unscaled_grid
 from tsr_swarm.lowrank.dct import flags, strongest
 from tsr_swarm.lowrank.grid import Grid, dense_grid
 from tsr_swarm.lowrank.randomized_svd import known_range, range_basis, singular_vectors
@@ -20,7 +20,6 @@ from tsr_swarm.optim.outer_step import OuterState, keep_dropped, outer_step, req
 from tsr_swarm.optim.quantise import quantise_slot
 
 _CHOSEN_BY = {Part.COLUMNS_LEFT: Part.ENERGY_LEFT, Part.COLUMNS_RIGHT: Part.ENERGY_RIGHT}
-_FACTOR_OF = {Part.FACTOR_LEFT: Part.TANGENT_LEFT, Part.FACTOR_RIGHT: Part.TANGENT_RIGHT}
 
 
 def publish_step(
@@ -49,17 +48,14 @@ def publish(
     """Fill the published ``slots`` from the ``mean`` (float64, by upload slot) of what was included.
 
     Cores and tangent sketches are quantised with one exponent a block; dense numbers stay float32. A range and singular
-    vectors come from the mean sketch and projection of gradients, see lowrank/randomized_svd.py; a factor comes from
-    the tangent sketch as published, because that is what it will be applied to. What cannot aim a side publishes zeros
-    for it. Raises RunError for a mean that is missing or not finite.
+    vectors come from the mean sketch and projection of gradients, see lowrank/randomized_svd.py. What cannot aim a side
+    publishes zeros for it. Raises RunError for a mean that is missing or not finite.
     """
     by_part = {(slot.block, slot.part): numbers for slot, numbers in mean.items()}
     published: dict[Slot, Grid] = {}
-    grids: dict[tuple[int, Part], Grid] = {}  # factors come after the sketches they are made from
+    grids: dict[tuple[int, Part], Grid] = {}  # right singular vectors are made with the left ones
     for slot in slots:
-        if slot.part in _FACTOR_OF:
-            grid = refresh_factor(grids[slot.block, _FACTOR_OF[slot.part]])
-        elif slot.part is Part.RANGE:
+        if slot.part is Part.RANGE:
             sketch = _mean_of(by_part, slot, slot.part, blocks)
             grid = unscaled_grid(range_basis(sketch, bases[slot.block], slot.bits))
         elif slot.part is Part.SINGULAR_LEFT:
@@ -71,7 +67,7 @@ def publish(
             left, right = singular_vectors(known, projected, slot.rows, slot.bits)
             grid, grids[slot.block, Part.SINGULAR_RIGHT] = unscaled_grid(left), unscaled_grid(right)
         elif slot.part is Part.SINGULAR_RIGHT:
-            grid = grids[slot.block, slot.part]  # made with the left ones
+            grid = grids[slot.block, slot.part]
         elif slot.part in _CHOSEN_BY:
             energies = _mean_of(by_part, slot, _CHOSEN_BY[slot.part], blocks)
             rank = blocks[slot.block].ranks[slot.part is Part.COLUMNS_RIGHT]

@@ -155,7 +155,8 @@ def _settings(by_seed: Mapping[int, Run]) -> list[str]:
         "periods": ("k_r", "k_r_embedding"),
         "wire": ("core_bits", "core_density", "sketch_bits", "published_bits", "published_density"),
     }
-    return [f"`{key} = {json.dumps(spec[name][key])}`" for name, chosen in keys.items() for key in chosen]
+    named = [(name, key) for name, chosen in keys.items() for key in chosen if key in spec[name]]
+    return [f"`{key} = {json.dumps(spec[name][key])}`" for name, key in named]
 
 
 def _seeds(runs: Runs) -> list[str]:
