@@ -1,16 +1,20 @@
-"""What "auto" stands for where a setting follows from others: the learning rate and the refresh of the bases."""
+"""What "auto" stands for where a setting follows from others: learning rate, ranks and the refresh of the bases."""
 
 AUTO = "auto"
+ALL = "1/1"  # a rank: all directions of both sides
 
-_RATES = {"adam": 3e-3, "muon": 3e-2}
+WIDE = 1024  # beyond this width cores of half the directions would cost more bytes a token than the text has
+SMALL_VOCABULARY = 4096  # beyond, what is sent of embedding and head at these ranks would outweigh all matrices
+
+_RATES = {"adam": 3e-3, "muon": 3e-2, "lordo": 6e-3}
 _ROUNDS = {"seed": 1, "displacement": 1, "gradient": 5, "dct": 5}
 
 
 def rate_for(inner: str, rate: float | str = AUTO, made_for: str = "adam") -> float:
     """Return the peak learning rate of the inner optimizer ``inner``; one of another name counts as adam.
 
-    For "auto" it is 0.03 for muon and 0.003 for adam, the middle of the rates that the study tries for each. A number
-    that was chosen for the inner optimizer ``made_for`` is scaled by the ratio of the two, to 1 at most.
+    For "auto" it is 0.03 for muon, 0.006 for lordo and 0.003 for adam, in the middle of the rates that were best for
+    each. A number that was chosen for the inner optimizer ``made_for`` is scaled by the ratio of the two, to 1 at most.
     """
     usual = _RATES.get(inner, _RATES["adam"])
     return usual if isinstance(rate, str) else min(1.0, rate * (usual / _RATES[made_for]))
@@ -27,3 +31,24 @@ def refresh_steps_for(aim: str, period: int | str, k_x: int) -> int:
         return period
     rounds = _ROUNDS[aim]
     return rounds * k_x if rounds > 1 else 0
+
+
+def rank_for(aim: str, hidden: int) -> str:
+    """Return the rank of matrices in a model of width ``hidden``.
+
+    Drawn and chosen bases cost nothing or little, so all bytes are the cores': half of the directions, or a third in a
+    wide model. A sketch weighs as much as a core of four times its rank or more.
+    """
+    if aim in ("seed", "dct"):
+        return "d/2" if hidden <= WIDE else "d/3"
+    return "d/4" if aim == "gradient" else "d/8"
+
+
+def embedding_rank_for(aim: str, hidden: int, vocabulary: int, rank: int | str) -> str:
+    """Return the rank of embedding and head, where that of matrices is ``rank``: in a large vocabulary no more."""
+    is_small = vocabulary <= SMALL_VOCABULARY
+    if aim in ("seed", "dct"):
+        return ("1/1" if rank == ALL else "1/2") if is_small else rank_for(aim, hidden)
+    if aim == "gradient":
+        return "d/2" if is_small else "d/8"
+    return "d/4" if is_small else "d/16"

@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from tsr_swarm.config.auto import AUTO
+from tsr_swarm.config.auto import AUTO, embedding_rank_for, rank_for
 from tsr_swarm.config.run import OptimizerConfig, is_share_of_sides
 from tsr_swarm.errors import ConfigError
 
-SMALL_VOCABULARY = 4096  # beyond, a core of half of each side would outweigh all others
 MAX_RANK = 4096  # the exact lift is proven up to here: see lowrank/exact.py
 
 
@@ -103,7 +102,7 @@ def _plan_block(name: str, shape: tuple[int, ...], optimizer: OptimizerConfig, h
     is_embedding = name.endswith(("embed_tokens.weight", "lm_head.weight"))
     key = "embedding_rank" if is_embedding else "rank"
     role = BlockRole.EMBEDDING if is_embedding else BlockRole.MATRIX
-    value = embedding_rank(optimizer, max(rows, cols)) if is_embedding else optimizer.rank
+    value = embedding_rank(optimizer, hidden, max(shape)) if is_embedding else matrix_rank(optimizer, hidden)
     is_share = is_share_of_sides(value)
     rank = share_of(key, value, min(rows, cols)) if is_share else parse_rank(key, value, hidden)
     block = Block(name=name, rows=rows, cols=cols, rank=rank, role=role, is_proportional=is_share, is_lordo=is_lordo)
@@ -117,11 +116,15 @@ def _plan_block(name: str, shape: tuple[int, ...], optimizer: OptimizerConfig, h
     return replace(block, oversampling=min(optimizer.oversampling, min(rows, cols, MAX_RANK) - rank))
 
 
-def embedding_rank(optimizer: OptimizerConfig, vocabulary: int) -> int | str:
+def matrix_rank(optimizer: OptimizerConfig, hidden: int) -> int | str:
+    """``optimizer.rank`` with "auto" made definite."""
+    return rank_for(optimizer.aim, hidden) if optimizer.rank == AUTO else optimizer.rank
+
+
+def embedding_rank(optimizer: OptimizerConfig, hidden: int, vocabulary: int) -> int | str:
     """``optimizer.embedding_rank`` with "auto" made definite."""
-    if optimizer.embedding_rank != AUTO:
-        return optimizer.embedding_rank
-    return "1/2" if optimizer.has_free_shapes and vocabulary <= SMALL_VOCABULARY else "d/2"
+    given = optimizer.embedding_rank
+    return embedding_rank_for(optimizer.aim, hidden, vocabulary, optimizer.rank) if given == AUTO else given
 
 
 def share_of(key: str, value: int | str, short: int) -> int:

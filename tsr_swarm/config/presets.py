@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tsr_swarm.config.auto import ALL, AUTO
 from tsr_swarm.config.coerce import shown
 from tsr_swarm.config.run import PeriodsConfig
 from tsr_swarm.errors import ConfigError
@@ -25,40 +26,42 @@ class Preset:
     rounds: Mapping[str, int] = field(default_factory=dict)
 
 
-_DES_LOC = {"periods.k_u": 3, "periods.k_v": 6}
+_THREE_BITS = {"wire.core_bits": 3, "wire.published_bits": 3}
+# Averages of moments hardly change the loss, and three and six rounds as in DES-LOC would double the bytes.
+_MOMENTS = {"periods.k_u": 12, "periods.k_v": 24}
 _CORE_ADAM = {"optimizer.local_space": "core", "optimizer.inner": "adam"}
-_DRAWN_MUON = {
-    "optimizer.local_space": "core",
-    "optimizer.aim": "seed",
-    "optimizer.inner": "muon",
-    "wire.core_bits": 3,
-    "wire.published_bits": 3,
-}
+_DRAWN_MUON = {"optimizer.local_space": "core", "optimizer.aim": "seed", "optimizer.inner": "muon", **_THREE_BITS}
+_DISPLACED = {"optimizer.local_space": "full", "optimizer.aim": "displacement", "optimizer.rank": AUTO}
 
 PRESETS: Mapping[str, Preset] = {
     "lean": Preset(
         about="Muon in half of each matrix's directions, drawn anew every round, 3 bits a number: for slow uplinks.",
-        keys={**_DRAWN_MUON, "optimizer.rank": "d/2", "optimizer.embedding_rank": "auto"},
+        keys={**_DRAWN_MUON, "optimizer.rank": AUTO},
     ),
     "rich": Preset(
         about="The same in all directions of every matrix: for those who can send more and want the lowest loss.",
-        keys={**_DRAWN_MUON, "optimizer.rank": "1/1", "optimizer.embedding_rank": "1/1"},
+        keys={**_DRAWN_MUON, "optimizer.rank": ALL},
     ),
     "tsr-adam": Preset(
-        about="TSR-Adam with rare exchanges: Adam in cores whose bases follow sketches of the mean gradient, moments "
-        "averaged every third and sixth round as in DES-LOC: for those who want the papers' method.",
-        keys={**_CORE_ADAM, "optimizer.aim": "gradient"},
-        rounds=_DES_LOC,
+        about="TSR-Adam with rare exchanges: Adam in cores whose bases come from a randomized SVD of the mean "
+        "gradient, block by block in turn, each kind of moment averaged at a period of its own: for small memory.",
+        keys={**_CORE_ADAM, **_THREE_BITS, "optimizer.aim": "gradient", "optimizer.rank": AUTO, "wire.sketch_bits": 4},
+        rounds={**_MOMENTS, "periods.k_r": 16, "periods.k_r_embedding": 16},
     ),
     "tsr-adam-dct": Preset(
         about="The same in the columns of a cosine transform that hold most of the gradient: for those who would "
         "rather send a number a column than a sketch.",
-        keys={**_CORE_ADAM, "optimizer.aim": "dct"},
-        rounds=_DES_LOC,
+        keys={**_CORE_ADAM, **_THREE_BITS, "optimizer.aim": "dct", "optimizer.rank": "d/4"},
+        rounds=_MOMENTS,
+    ),
+    "lordo": Preset(
+        about="LoRDO: Adam with moments of low rank and a full-rank share moves whole matrices, and a sketch of what "
+        "moved, a randomized SVD carried on from round to round, is all that is sent: the papers' method at its best.",
+        keys={**_DISPLACED, "optimizer.inner": "lordo", "optimizer.omega": 0.9, "wire.sketch_bits": 3},
     ),
     "sketch": Preset(
-        about="Adam moves whole matrices and sketches carry the update every round: for peers with the memory for it.",
-        keys={"optimizer.local_space": "full", "optimizer.aim": "displacement", "optimizer.inner": "adam"},
+        about="The same around plain Adam, in more directions: for peers with memory for moments of full size.",
+        keys={**_DISPLACED, "optimizer.inner": "adam", "optimizer.rank": "d/4", "wire.sketch_bits": 4},
     ),
 }
 

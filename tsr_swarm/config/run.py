@@ -100,9 +100,9 @@ class OptimizerConfig(ConfigSection):
     local_space: str = "core"  # core | full | mixed: what a peer moves between rounds
     aim: str = "seed"  # seed | gradient | displacement | dct: what the next basis is made from
     oversampling: int = 8  # of gradient: columns of a range sketch beyond the rank
-    rank: int | str = "d/2"  # a number, a share of the hidden size "d/2", or of each side "1/2"
-    embedding_rank: int | str = "auto"  # likewise; auto: "1/2" for a vocabulary of up to 4096, "d/2" for a larger one
-    lr: float | str = "auto"  # auto: 0.03 with muon, 0.003 with adam; a core's steps are scaled by update_scale
+    rank: int | str = "auto"  # a number, a share of the hidden size "d/2", or of each side "1/2"; auto: by aim
+    embedding_rank: int | str = "auto"  # likewise, by the vocabulary too
+    lr: float | str = "auto"  # auto: 0.03 with muon, 0.003 adam, 0.006 lordo; a core's steps: times update_scale
     update_scale: float = 0.0  # 0: such that a core step is as long as a dense one
     inner: str = "muon"  # muon | adam | lordo: how matrices step; in a full space embedding and head take adam's steps
     omega: float = 0.9  # lordo's: weight of the low-rank term; 1: none of the full-rank one

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from tsr_swarm import __version__
+from tsr_swarm.config.blocks import matrix_rank
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.discovery.addresses import dht_addresses, require_consent, shown_address
 from tsr_swarm.discovery.announcer import Announcer
@@ -280,7 +281,7 @@ def _started(options: CoordinateOptions, begun: StartingPoint, address: str) -> 
         parameters=begun.manifest.parameters,
         k_x=config.periods.k_x,
         local_space=config.optimizer.local_space,
-        rank=str(config.optimizer.rank),
+        rank=str(matrix_rank(config.optimizer, config.model.hidden_size)),
         voters=len(begun.hard_state.base.voters),
         version=__version__,
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tsr_swarm.config.blocks import Block, BlockRole, plan_blocks
+from tsr_swarm.config.blocks import Block, BlockRole, matrix_rank, plan_blocks
 from tsr_swarm.config.layout import Part, Slot, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import RunConfig, WireConfig
@@ -52,7 +52,8 @@ def own_method(config: RunConfig, blocks: Sequence[Block], shares: Shares) -> Me
     optimizer, periods, wire = config.optimizer, config.periods, config.wire
     return MethodCost(
         name="tsr",
-        settings=f"this run: {optimizer.local_space} {optimizer.inner}, rank {optimizer.rank} "
+        settings=f"this run: {optimizer.local_space} {optimizer.inner}, "
+        f"rank {matrix_rank(optimizer, config.model.hidden_size)} "
         f"({optimizer.embedding_rank}), every {periods.k_x}, bases by {optimizer.aim} every "
         f"{config.refresh_rounds * periods.k_x} ({config.refresh_rounds_embedding * periods.k_x})",
         source=f"its own layout; bits of core, sketch and mean {wire.core_bits}/{wire.sketch_bits}/"

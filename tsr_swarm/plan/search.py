@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from tsr_swarm.config.blocks import embedding_rank, parse_rank
+from tsr_swarm.config.blocks import embedding_rank, matrix_rank, parse_rank
 from tsr_swarm.config.link import Link
 from tsr_swarm.config.run import RunConfig, is_share_of_sides
 from tsr_swarm.plan.costs import ExchangeCost
@@ -119,11 +119,12 @@ def _stretched(period: int | str, old: int, new: int) -> int | str:
 def _halved(config: RunConfig, key: str, times: int) -> int | str:
     """Return a rank of the run, halved ``times`` times: a number, or a share of a block's sides."""
     optimizer, model = config.optimizer, config.model
-    value = optimizer.rank if key == "rank" else embedding_rank(optimizer, max(model.vocab_size, model.hidden_size))
+    hidden, largest = model.hidden_size, max(model.vocab_size, model.hidden_size)
+    value = matrix_rank(optimizer, hidden) if key == "rank" else embedding_rank(optimizer, hidden, largest)
     if isinstance(value, str) and is_share_of_sides(value):
         divisor = int(value.partition("/")[2] or 1)
         return f"1/{divisor << times}"
-    return max(1, parse_rank(key, value, config.model.hidden_size) >> times)
+    return max(1, parse_rank(key, value, hidden) >> times)
 
 
 def _preferred(config: RunConfig, candidates: Sequence[Candidate]) -> Candidate:

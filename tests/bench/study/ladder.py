@@ -7,7 +7,6 @@ million parameters, 0.34 at a billion).
 
 import json
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,52 +15,26 @@ from tests.bench.study.comparison import best_run
 from tests.bench.study.stages import RunStore
 from tests.bench.study.tuning import rates_to_try
 from tsr_swarm.config.load import apply_overrides, run_config_from_mapping
-from tsr_swarm.config.run import RunConfig
+from tsr_swarm.config.presets import preset_keys
+from tsr_swarm.config.run import PeriodsConfig, RunConfig
 from tsr_swarm.simulate.heterogeneity import Heterogeneity
 from tsr_swarm.simulate.result import RunResult
 from tsr_swarm.simulate.run_spec import RunSpec
 from tsr_swarm.train.llama import parameter_count
 
 HERE = Path(__file__).parent
+K_X = PeriodsConfig().k_x
 STEP_MULTIPLE = 120  # every arm's period divides it
 # Between rates that do not follow the width and those of Adam's matrices under maximal update parametrisation, which
 # fall as 1 / width (Yang et al., arXiv 2203.03466, Table 3): an arm has one rate for both kinds of parameters.
 RATE_EXPONENT = -0.5
-
-# What the presets of these names set, by key of the run file.
-PRESETS: Mapping[str, Mapping[str, object]] = {
-    "tsr-adam": {
-        "optimizer.inner": "adam",
-        "optimizer.aim": "gradient",
-        "optimizer.rank": "d/2",
-        "optimizer.embedding_rank": "d/2",
-        "optimizer.feedback": True,
-        "periods.k_r": 100,
-        "periods.k_r_embedding": 100,
-        "wire.core_bits": 8,
-        "wire.published_bits": 16,
-    },
-    "lordo": {
-        "optimizer.local_space": "full",
-        "optimizer.inner": "adam",
-        "optimizer.aim": "displacement",
-        "optimizer.rank": "d/4",
-        "optimizer.embedding_rank": "d/4",
-        "periods.k_r": 100,
-        "periods.k_r_embedding": 100,
-        "wire.core_bits": 8,
-        "wire.published_bits": 16,
-    },
-    "lean": {},
-    "rich": {"optimizer.rank": "1", "optimizer.embedding_rank": "1"},
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rung:
     """A size of model, and how long and how often its arms are trained."""
 
-    setting: str  # run file
+    setting: str  # run file, of which only model, data and round count: all else is an arm's
     overrides: tuple[str, ...] = ()
     tokens_per_parameter: float
     seeds: tuple[int, ...]
@@ -72,7 +45,8 @@ class Rung:
     autocast: bool = False
 
     def config(self, *overrides: str) -> RunConfig:
-        table = tomllib.loads((HERE / self.setting).read_text("utf-8"))
+        file = tomllib.loads((HERE / self.setting).read_text("utf-8"))
+        table = {section: file[section] for section in ("run", "model", "data", "round")}
         return run_config_from_mapping(apply_overrides(table, [*self.overrides, *overrides]))
 
     @property
@@ -154,19 +128,19 @@ class Ladder:
 
 def preset(name: str, rates: tuple[float, ...]) -> Candidate:
     """Ours as a preset sets it."""
-    return ours(name, *(f"{key}={json.dumps(value)}" for key, value in PRESETS[name].items()), rates=rates)
+    return ours(name, *(f"{key}={json.dumps(value)}" for key, value in preset_keys(name, K_X).items()), rates=rates)
 
 
 CEILING = "data-parallel Muon"
 DILOCO = "DiLoCo-Muon, 3 bits"
 SIX = ("lean", "rich", "tsr-adam", "lordo", DILOCO, CEILING)
-FOUR = ("lean", "tsr-adam", DILOCO, CEILING)
+FOUR = ("lean", "lordo", DILOCO, CEILING)
 LADDER = Ladder(
     arms=(
         preset("lean", MUON_RATES),
         preset("rich", MUON_RATES),
         preset("tsr-adam", ADAM_RATES),
-        preset("lordo", ADAM_RATES),
+        preset("lordo", (3e-3, 6e-3, 1e-2)),
         baseline(DILOCO, "diloco", MUON_RATES, outer="average", bits=3, inner="muon"),
         baseline(CEILING, "ddp", MUON_RATES, bits=16, inner="muon"),
     ),

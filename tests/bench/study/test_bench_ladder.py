@@ -8,7 +8,7 @@ import pytest
 
 from tests.bench.study import __main__ as study
 from tests.bench.study.candidates import baseline
-from tests.bench.study.ladder import LADDER, PRESETS, RATE_EXPONENT, Ladder, Rung, preset
+from tests.bench.study.ladder import LADDER, RATE_EXPONENT, Ladder, Rung, preset
 from tests.bench.study.ladder_page import trend_text, write_ladder
 from tests.bench.study.stages import RunStore
 from tests.bench.study.test_bench_study import fake_result
@@ -18,6 +18,8 @@ from tsr_swarm.simulate.run_spec import RunSpec
 from tsr_swarm.simulate.runner import Progress
 
 SMALL = """
+[run]
+name = "small"
 [model]
 vocab_size = 256
 hidden_size = 16
@@ -36,6 +38,8 @@ inner = "muon"
 lr = 0.03
 [periods]
 k_x = 20
+[round]
+shards = 1
 """
 
 
@@ -61,10 +65,6 @@ def test_every_arm_can_be_run_at_every_size(tmp_path: Path) -> None:
         for spec in specs:
             check(spec)
         assert LADDER.reference in rung.arms
-
-
-def test_every_preset_is_an_arm() -> None:
-    assert PRESETS.keys() < {arm.name for arm in LADDER.arms}
 
 
 def test_one_rate_an_arm_follows_the_width(tmp_path: Path) -> None:
