@@ -220,7 +220,14 @@ def test_the_totals_of_a_run_that_goes_on_are_those_of_the_whole_run() -> None:
         mine.emit(event)
     assert events_of(mine.log) == [*before, *after]
     assert mine.finished("done") == ev.RunFinished(
-        rounds=3, first_loss=5.0, last_loss=2.0, wire_bytes=28, dense_bytes=300, digest=third.digest, reason="done"
+        rounds=3,
+        first_loss=5.0,
+        last_loss=2.0,
+        wire_bytes=28,
+        dense_bytes=300,
+        digest=third.digest,
+        reason="done",
+        by_kind={"core": 28},
     )
 
 

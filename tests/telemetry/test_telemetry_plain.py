@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 
-from tests.telemetry.examples import ANY_EVENT, CLOSED, LOST, joined, leads, progress
+from tests.telemetry.examples import ANY_EVENT, CLOSED, FINISHED, LOST, joined, leads, progress
 from tsr_swarm.telemetry import events as e
 from tsr_swarm.telemetry.plain import describe, is_alert
 
@@ -29,6 +29,16 @@ LINES: list[tuple[e.Event, str | None]] = [
         "ERROR round 2: otter has weights bbbbbbbbbbbb, expected aaaaaaaaaaaa",
     ),
     (e.LabReady(mode="proxy", reason="As asked."), "lab (proxy): As asked."),
+    (
+        FINISHED,
+        "run finished after 10 rounds (10 rounds done): loss 5.000 to 2.000, 9 B on the wire where dense training "
+        "needs 99 B (11x)",
+    ),
+    (
+        replace(FINISHED, by_kind={"tangent": 4, "gradient": 1, "core": 3, "dense": 1}),
+        "run finished after 10 rounds (10 rounds done): loss 5.000 to 2.000, 9 B on the wire, of it 5 B sketches and "
+        "3 B cores, where dense training needs 99 B (11x)",
+    ),
     (FAULT, "--stop peer-2@3/train:20s begins"),
     (replace(FAULT, is_over=True), "--stop peer-2@3/train:20s is over"),
     (STATE, "state after round 5 received: 3.00 MB from 3 donors in 1.5 s, 2.00 MB a second"),

@@ -7,7 +7,7 @@ from another machine, so reading one never raises and never yields a field of th
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, NotRequired, TypedDict, get_type_hints
 
 from tsr_swarm.telemetry.typed_json import is_sane, read_as
@@ -285,6 +285,7 @@ class RunFinished(Event):
     digest: str
     reason: str
     is_stopped: bool = False  # before its last round: it can be resumed, and others may go on with it
+    by_kind: dict[str, int] = field(default_factory=dict)  # wire_bytes by payload kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Readable lines: one for each event worth one, for ``--plain``, logs and the screen, and those of an invitation."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tsr_swarm.telemetry import events as e
@@ -16,6 +17,7 @@ from tsr_swarm.telemetry.text import (
 )
 
 FRAGILE = "a single point of failure: if it goes, the run waits for it"
+_SKETCHES = "tangent", "gradient"  # kinds of payload: of updates, and of gradients
 _DIGITS = 12  # of a digest: enough to compare by eye
 
 
@@ -65,8 +67,8 @@ def _about_run(event: e.Event) -> str | None:
                 return f"run {did} before its first round closed ({event.reason})"
             return (
                 f"run {did} after {plural(event.rounds, 'round')} ({event.reason}): loss {loss_text(event.first_loss)} "
-                f"to {loss_text(event.last_loss)}, {bytes_text(wire)} on the wire where dense training needs "
-                f"{bytes_text(dense)} ({factor_text(dense, wire)})"
+                f"to {loss_text(event.last_loss)}, {bytes_text(wire)} on the wire{_shares(event.by_kind)} where dense "
+                f"training needs {bytes_text(dense)} ({factor_text(dense, wire)})"
             )
         case e.Evaluated():
             when = f"after round {event.round}" if event.round else "before training"
@@ -86,6 +88,13 @@ def _about_run(event: e.Event) -> str | None:
         case e.FaultPlaced():
             return f"{event.fault} {'is over' if event.is_over else 'begins'}"
     return None
+
+
+def _shares(by_kind: Mapping[str, int]) -> str:
+    """How many of the bytes were sketches, of updates and of gradients, and how many cores."""
+    shares = {"sketches": sum(by_kind.get(kind, 0) for kind in _SKETCHES), "cores": by_kind.get("core", 0)}
+    told = [f"{bytes_text(count)} {name}" for name, count in shares.items() if count]
+    return f", of it {' and '.join(told)}," if told else ""
 
 
 def _about_peer(event: e.Event) -> str | None:

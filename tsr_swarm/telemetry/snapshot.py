@@ -113,7 +113,12 @@ class SwarmSnapshot:
     @property
     def wire_bytes(self) -> int:
         """Both directions, summed over peers, of the rounds counted."""
-        return sum(self.sent.values()) + sum(self.received.values())
+        return sum(self.by_kind.values())
+
+    @property
+    def by_kind(self) -> dict[str, int]:
+        """``wire_bytes`` by payload kind."""
+        return {kind: self.sent.get(kind, 0) + self.received.get(kind, 0) for kind in {**self.sent, **self.received}}
 
     @property
     def first_loss(self) -> float | None:

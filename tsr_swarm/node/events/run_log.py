@@ -130,6 +130,7 @@ class RunLog:
             dense_bytes=self._totals.dense_bytes,
             digest=self._totals.digest,
             reason=reason,
+            by_kind=self._totals.by_kind,
         )
 
     async def _ask(self, copy: Copy) -> None:
