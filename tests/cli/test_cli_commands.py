@@ -91,7 +91,7 @@ def recorded() -> list[str]:
             78,
             "optimizer.gamma = 0.5 has no effect beside optimizer.local_space",
         ),
-        (["local", "--preset", "fat"], 2, "there are lean, rich, tsr-adam, tsr-adam-dct, sketch."),
+        (["local", "--preset", "fat"], 2, "there are lean, rich, tsr-adam, tsr-adam-dct, lordo, sketch."),
         (["init", "--preset", "fat"], 2, "--preset: 'fat' is not a preset; there are lean,"),
         (["simulate", "--preset", "lean,"], 2, "--preset: '' is not a preset"),
         (["simulate", "--methods", ""], 2, "name --methods or --preset"),
