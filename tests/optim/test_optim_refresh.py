@@ -14,7 +14,7 @@ from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import Part, Slot, upload_slots
 from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.manifest import Manifest
-from tsr_swarm.config.run import WireConfig
+from tsr_swarm.config.presets import preset_keys
 from tsr_swarm.exchange.contribution import pack
 from tsr_swarm.exchange.reduction import WeightedPayload, open_published, publish_shard, seal
 from tsr_swarm.lowrank.basis import is_orthonormal, random_basis
@@ -27,6 +27,7 @@ from tsr_swarm.wire.codec import decode
 from tsr_swarm.wire.messages import published_to_proto
 
 ROWS, COLS, RANK, OVERSAMPLING = 128, 344, 32, 8
+SKETCH_BITS = preset_keys("tsr-adam", 20)["wire.sketch_bits"]
 
 
 def draw_gradient(seed: int) -> Tensor:
@@ -58,7 +59,7 @@ class Run:
     Its refreshes end in rounds 2, 4, 6 ...
     """
 
-    def __init__(self, seed: int, bits: int = WireConfig().sketch_bits) -> None:
+    def __init__(self, seed: int, bits: int = SKETCH_BITS) -> None:
         config = run_config_from_mapping(
             {
                 "optimizer": {"aim": "gradient", "rank": RANK, "inner": "adam", "oversampling": OVERSAMPLING},

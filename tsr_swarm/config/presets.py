@@ -45,7 +45,7 @@ PRESETS: Mapping[str, Preset] = {
     "tsr-adam": Preset(
         about="TSR-Adam with rare exchanges: Adam in cores whose bases come from a randomized SVD of the mean "
         "gradient, block by block in turn, each kind of moment averaged at a period of its own: for small memory.",
-        keys={**_CORE_ADAM, **_THREE_BITS, "optimizer.aim": "gradient", "optimizer.rank": AUTO, "wire.sketch_bits": 4},
+        keys={**_CORE_ADAM, **_THREE_BITS, "optimizer.aim": "gradient", "optimizer.rank": AUTO, "wire.sketch_bits": 5},
         rounds={**_MOMENTS, "periods.k_r": 16, "periods.k_r_embedding": 16},
     ),
     "tsr-adam-dct": Preset(
@@ -57,7 +57,7 @@ PRESETS: Mapping[str, Preset] = {
     "lordo": Preset(
         about="LoRDO: Adam with moments of low rank and a full-rank share moves whole matrices, and a sketch of what "
         "moved, a randomized SVD carried on from round to round, is all that is sent: the papers' method at its best.",
-        keys={**_DISPLACED, "optimizer.inner": "lordo", "optimizer.omega": 0.9, "wire.sketch_bits": 3},
+        keys={**_DISPLACED, "optimizer.inner": "lordo", "wire.sketch_bits": 3},
     ),
     "sketch": Preset(
         about="The same around plain Adam, in more directions: for peers with memory for moments of full size.",

@@ -105,7 +105,7 @@ class OptimizerConfig(ConfigSection):
     lr: float | str = "auto"  # auto: 0.03 with muon, 0.003 adam, 0.006 lordo; a core's steps: times update_scale
     update_scale: float = 0.0  # 0: such that a core step is as long as a dense one
     inner: str = "muon"  # muon | adam | lordo: how matrices step; in a full space embedding and head take adam's steps
-    omega: float = 0.9  # lordo's: weight of the low-rank term; 1: none of the full-rank one
+    omega: float = 0.95  # lordo's: weight of the low-rank term; 1: none of the full-rank one
     mu: float = 1.0  # lordo's: divides the full-rank term
     projection: str = "global"  # lordo's: global | local: from the block's basis, or a peer's own gradient each round
     betas: tuple[float, float] = (0.9, 0.99)  # adam's
