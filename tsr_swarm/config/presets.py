@@ -28,7 +28,7 @@ class Preset:
 
 _THREE_BITS = {"wire.core_bits": 3, "wire.published_bits": 3}
 # Averages of moments hardly change the loss, and three and six rounds as in DES-LOC would double the bytes.
-_MOMENTS = {"periods.k_u": 12, "periods.k_v": 24}
+_MOMENTS = {"periods.k_u": 24, "periods.k_v": 48}
 _CORE_ADAM = {"optimizer.local_space": "core", "optimizer.inner": "adam"}
 _DRAWN_MUON = {"optimizer.local_space": "core", "optimizer.aim": "seed", "optimizer.inner": "muon", **_THREE_BITS}
 _DISPLACED = {"optimizer.local_space": "full", "optimizer.aim": "displacement", "optimizer.rank": AUTO}
