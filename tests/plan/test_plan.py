@@ -264,7 +264,8 @@ def sparse_reference(size: int) -> int:
     bits = scales = 0
     for start in range(0, size, 4096):
         length = min(4096, size - start)
-        bits += -(-length * 64 // 4096) * (12 + 2)
+        kept = -(-length * 64 // 4096)
+        bits += math.ceil(math.log2(math.comb(length, kept))) + 2 * kept
         scales += 2 * 4
     return -(-bits // 8) + scales
 

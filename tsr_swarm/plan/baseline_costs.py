@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from tsr_swarm.baselines.positions import code_bits
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.plan.costs import ExchangeCost, LowRanks, Memory, MethodCost, averaged
 
@@ -19,7 +20,7 @@ TSR_REFRESH, TSR_REFRESH_EMBEDDING, TSR_OVERSAMPLING = 100, 2, 5
 K_X, K_U, K_V = 32, 96, 192  # DES-LOC's practical rule: K_u = 3 K_x, K_v = 6 K_x
 DILOCO_STEPS = 500
 SPARSE_STEPS, SPARSE_CHUNK, SPARSE_KEPT = 30, 4096, 64
-SPARSE_BITS, SPARSE_SCALES = 12 + 2, 8  # index within the chunk and value; two fp32 scales a chunk
+SPARSE_BITS, SPARSE_SCALES = 2, 8  # of a value; bytes of two fp32 scales a chunk
 
 
 def baselines(blocks: Sequence[Block], ranks: LowRanks, hidden: int, peers: int) -> list[MethodCost]:
@@ -151,10 +152,10 @@ def diloco(blocks: Sequence[Block], number: int) -> MethodCost:
 
 
 def sparseloco(blocks: Sequence[Block], peers: int) -> MethodCost:
-    """The largest 64 of every 4,096 numbers, 12 bits of index and 2 of value, every 30 steps.
+    """The largest 64 of every 4,096 numbers, with 2 bits of value and their positions as one integer, every 30 steps.
 
     Sparse payloads of unlike indices do not add up to a short one: a peer receives those of all others. Two scales a
-    chunk are counted beside the published 14 bits an entry, or the values could not be read.
+    chunk are counted, or the values could not be read; positions take 7.4 bits an entry where the paper counts 12.
     """
     sent = float(sum(_sparse_bytes(block.size) for block in blocks))
     received = sent * (peers - 1)
@@ -199,8 +200,10 @@ def _sketch(low: Sequence[tuple[Block, int]]) -> float:
 def _sparse_bytes(size: int) -> int:
     """Return a tensor's wire bytes. A shorter last chunk keeps the same share, at least one entry."""
     whole, rest = divmod(size, SPARSE_CHUNK)
-    kept = whole * SPARSE_KEPT + math.ceil(rest * SPARSE_KEPT / SPARSE_CHUNK)
-    return math.ceil(kept * SPARSE_BITS / 8) + (whole + (rest > 0)) * SPARSE_SCALES
+    last = math.ceil(rest * SPARSE_KEPT / SPARSE_CHUNK)
+    positions = whole * code_bits(SPARSE_CHUNK, SPARSE_KEPT) + (code_bits(rest, last) if rest else 0)
+    values = (whole * SPARSE_KEPT + last) * SPARSE_BITS
+    return math.ceil((positions + values) / 8) + (whole + (rest > 0)) * SPARSE_SCALES
 
 
 def _type(number: int) -> str:
