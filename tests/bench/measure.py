@@ -1,6 +1,6 @@
 """Measure figures of the README on real swarms of processes on this machine, and write a table for each.
 
-    python -m tests.bench.measure quickstart    three seeds of the quick start: loss, bytes by kind, memory
+    python -m tests.bench.measure quickstart    three seeds of the quick start and of lean: loss, bytes by kind, memory
     python -m tests.bench.measure exactness     unlike machines: digests under the exact lift and under plain floats
 
 Tables go to examples/results/. Bytes and digests do not depend on the machine's speed; seconds do.
@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ import psutil
 from tests.bench.tables import EXAMPLES, RESULTS, table, write_page
 
 RUN_FILE = EXAMPLES / "quickstart.toml"
+QUICKSTART_PRESETS = "lordo", "lean"  # the quick start's own, and the one that it ends with a line on
 HEAD = (
-    "seed", "first loss", "last loss", "rounds", "wire MB", "dense MB", "factor", "digests equal", "seconds a round",
+    "preset", "seed", "first loss", "last loss", "rounds", "wire MB", "dense MB", "factor", "digests equal",
+    "seconds a round",
 )  # fmt: skip
 Event = dict[str, Any]
 
@@ -81,16 +84,27 @@ def traffic(rounds: Sequence[Event]) -> dict[str, dict[str, float]]:
     return sums
 
 
-def quickstart(seeds: Sequence[int], options: Sequence[str]) -> str:
-    rows, kinds, losses = [], [], []
-    memory: dict[str, float] = defaultdict(float)
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the runs of one preset came to, a seed each; kB a peer and round by kind, and memory in MB."""
+
+    rows: list[list[str]]
+    losses: list[float]
+    kinds: list[dict[str, dict[str, float]]]
+    memory: dict[str, float]
+
+
+def measure_preset(preset: str, seeds: Sequence[int], options: Sequence[str]) -> Measured:
+    """Run the quick start once a seed under a preset."""
+    found = Measured([], [], [], {})
     for seed in seeds:
-        events, used = run_local("--peers", "3", "--set", f"run.seed={seed}", *options)
+        events, used = run_local("--peers", "3", "--set", f"run.seed={seed}", "--preset", preset, *options)
         finished, rounds = named(events, "run_finished")[0], named(events, "round_closed")
-        equal = all(len(set(found.values())) == 1 and len(found) == 4 for found in digests(events).values())
-        losses.append(finished["last_loss"])
-        rows.append(
+        equal = all(len(set(seen.values())) == 1 and len(seen) == 4 for seen in digests(events).values())
+        found.losses.append(finished["last_loss"])
+        found.rows.append(
             [
+                preset,
                 str(seed),
                 f"{finished['first_loss']:.3f}",
                 f"{finished['last_loss']:.3f}",
@@ -102,24 +116,41 @@ def quickstart(seeds: Sequence[int], options: Sequence[str]) -> str:
                 f"{statistics.median(event['seconds'] for event in rounds):.1f}",
             ]
         )
-        kinds.append(traffic(rounds))
-        memory = {kind: max(memory.get(kind, 0), size) for kind, size in used.items()}
+        found.kinds.append(traffic(rounds))
+        found.memory.update({kind: max(found.memory.get(kind, 0), size) for kind, size in used.items()})
+    return found
+
+
+def quickstart(seeds: Sequence[int], options: Sequence[str]) -> str:
+    measured = {preset: measure_preset(preset, seeds, options) for preset in QUICKSTART_PRESETS}
     kind_rows = []
-    for kind in sorted({kind for found in kinds for counts in found.values() for kind in counts}):
-        cells = [statistics.mean(found[way].get(kind, 0.0) for found in kinds) for way in ("sent", "received")]
-        kind_rows.append([kind, *(f"{cell:.1f}" for cell in cells)])
+    for preset, found in measured.items():
+        for kind in sorted({kind for traffic in found.kinds for counts in traffic.values() for kind in counts}):
+            cells = [statistics.mean(one[way].get(kind, 0.0) for one in found.kinds) for way in ("sent", "received")]
+            kind_rows.append([preset, kind, *(f"{cell:.1f}" for cell in cells)])
     lines = [
-        *table(HEAD, rows),
+        *table(HEAD, [row for found in measured.values() for row in found.rows]),
         "",
-        f"Last loss: median {statistics.median(losses):.3f}, range {min(losses):.3f} to {max(losses):.3f}.",
+        *(
+            f"Last loss of {preset}: median {statistics.median(found.losses):.3f}, "
+            f"range {min(found.losses):.3f} to {max(found.losses):.3f}."
+            for preset, found in measured.items()
+        ),
         "",
         "kB a peer and round (mean; the state is what each peer downloads once, spread over all rounds):",
         "",
-        *table(["kind", "sent", "received"], kind_rows),
+        *table(["preset", "kind", "sent", "received"], kind_rows),
         "",
         "Resident memory, the largest seen of each kind of process:",
         "",
-        *table(["process", "MB"], [[kind, f"{size:.0f}"] for kind, size in sorted(memory.items())]),
+        *table(
+            ["preset", "process", "MB"],
+            [
+                [preset, kind, f"{size:.0f}"]
+                for preset, found in measured.items()
+                for kind, size in sorted(found.memory.items())
+            ],
+        ),
     ]
     return "\n".join(lines)
 
@@ -127,24 +158,23 @@ def quickstart(seeds: Sequence[int], options: Sequence[str]) -> str:
 def exactness(options: Sequence[str]) -> str:
     unlike = ["--env", "1:OMP_NUM_THREADS=2", "--env", "2:ATEN_CPU_CAPABILITY=default"]
     unlike += ["--env", "2:MKL_ENABLE_INSTRUCTIONS=SSE4_2"]
-    bases = {
-        "drawn": ["optimizer.aim=seed"],
-        "aimed": ["optimizer.aim=gradient", "optimizer.rank=d/2", "periods.k_r=80", "periods.k_r_embedding=80"],
-    }
+    short = [part for key in ("k_r", "k_r_embedding", "k_u", "k_v") for part in ("--set", f"periods.{key}=40")]
     nodes, rows = ("coordinator", "peer-1", "peer-2", "peer-3"), []
-    for lift, kind in (("exact", "drawn"), ("exact", "drawn"), ("exact", "aimed"), ("float32", "drawn")):
-        settings = [part for key in (f"optimizer.lift={lift}", *bases[kind]) for part in ("--set", key)]
+    arms = ("exact", "lean"), ("exact", "lean"), ("exact", "lordo"), ("exact", "tsr-adam"), ("float32", "lean")
+    for lift, preset in arms:
+        settings = ["--preset", preset, "--set", f"optimizer.lift={lift}", *(short if preset == "tsr-adam" else [])]
         events, _ = run_local("--peers", "3", "--rounds", "5", *unlike, *settings, *options)
         refreshes = {event["round"]: event["refresh"] for event in named(events, "round_opened")}
         for round, seen in sorted(digests(events).items()):
             equal = "yes" if len(set(seen.values())) == 1 else "no"
             cells = [seen.get(node, "-")[:10] for node in nodes]
-            rows.append([lift, kind, str(round), f"{refreshes[round]} blocks", *cells, equal])
+            rows.append([lift, preset, str(round), f"{refreshes[round]} blocks", *cells, equal])
     lines = [
         "peer-1 runs with two threads, peer-2 with SSE4.2 only, peer-3 and the coordinator as they are.",
-        "Bases are drawn anew every round, or aimed by gradients: orthonormalised by the coordinator for all.",
+        "Bases are drawn anew every round (lean), follow from published sketches in exact arithmetic (lordo), or come",
+        "from a randomized SVD of the mean gradient by the coordinator for all (tsr-adam, with periods of two rounds).",
         "",
-        *table(["lift", "bases", "round", "refresh", *nodes, "equal"], rows),
+        *table(["lift", "preset", "round", "refresh", *nodes, "equal"], rows),
     ]
     return "\n".join(lines)
 
