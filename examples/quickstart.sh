@@ -13,4 +13,4 @@ set_up_environment
 case " $* " in *" --json "* | *" --preset"* | *" --help "* | *" -h "*) exit ;; esac
 lean=$(sed -n 's/^Last loss of lean: median \([0-9.]*\),.*/\1/p' examples/results/quickstart.md)
 echo
-echo "This was LoRDO with sketches. Muon in cores ended the same run at $lean in our table: bash $0 --preset lean"
+echo "This was LoRDO with sketches. Muon in cores ended the same run at $lean in our table: bash examples/quickstart.sh --preset lean"
