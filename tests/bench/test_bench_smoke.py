@@ -15,6 +15,8 @@ import transformers
 from tests.bench import catch_up, lab, measure, optimizer, payloads, screenshot, step
 from tests.bench.finetune import __main__ as finetune
 from tests.bench.finetune import dataset
+from tests.bench.finetune.jobs import SEARCH_SEED
+from tests.bench.finetune.methods import METHODS
 from tests.bench.json_lines import JsonLines
 from tests.bench.scale import __main__ as scale
 from tests.bench.study import __main__ as study
@@ -186,18 +188,31 @@ def fill_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_fine_tuning_trains_every_method_once_and_writes_its_table(
+def test_fine_tuning_searches_rates_trains_every_method_once_and_writes_its_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill_cache(tmp_path, monkeypatch)
-    runs = tmp_path / "runs.jsonl"
-    keys = ("run.rounds=2", "periods.k_x=2", "periods.k_r=2", "periods.k_r_embedding=4", "data.parts=2",
-            "data.batch_size=2", "data.sequence_length=8", "optimizer.embedding_rank=4", "optimizer.rank=4",
-            "model.hidden_size=16", "model.num_attention_heads=2", "model.num_key_value_heads=2")  # fmt: skip
+    runs, page = tmp_path / "runs.jsonl", tmp_path / "finetune.md"
+    keys = ("run.rounds=2", "periods.k_x=2", "data.parts=2", "data.batch_size=2", "data.sequence_length=8",
+            "optimizer.embedding_rank=4", "optimizer.rank=4", "model.hidden_size=16", "model.num_attention_heads=2",
+            "model.num_key_value_heads=2", "periods.k_r=2", "periods.k_r_embedding=4")  # fmt: skip
     options = [part for key in keys for part in ("--set", key)]
-    options += ["--seeds", "0", "--heldout", "8", "--cache", str(tmp_path), "--runs", str(runs), "--out", str(tmp_path)]
+    options += ["--seeds", "0", "--heldout", "8", "--tune", "8"]
+    options += ["--cache", str(tmp_path), "--runs", str(runs), "--out", str(tmp_path)]
     for _ in range(2):
-        finetune.main(options)
-    assert [json.loads(line)["method"] for line in runs.read_text().splitlines()] == ["ours", "dense", "single"]
-    text = (tmp_path / "finetune.md").read_text("utf-8")
-    assert all(title in text for title in ("ours: cores", "dense averaging", "one machine"))
+        finetune.main(["search", "--methods", "dense-muon", *options])
+    documents = [json.loads(line) for line in runs.read_text().splitlines()]
+    rates = [document["lr"] for document in documents]
+    assert len(rates) == len(set(rates)) >= 3
+    assert {document["seed"] for document in documents} == {SEARCH_SEED}
+    text = page.read_text("utf-8")
+    assert "pending" in text
+    assert all(f"{rate:g} " in text for rate in rates)
+
+    runs.unlink()
+    for _ in range(2):
+        finetune.main([*options, "--set", "optimizer.lr=1e-3"])
+    assert [json.loads(line)["method"] for line in runs.read_text().splitlines()] == list(METHODS)
+    text = page.read_text("utf-8")
+    assert "pending" not in text
+    assert all(method.title in text for method in METHODS.values())

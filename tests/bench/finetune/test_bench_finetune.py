@@ -17,11 +17,21 @@ from torch.nn import functional as F
 
 from tests.bench.finetune.classifier import Classifier, correct
 from tests.bench.finetune.dataset import Sentence, by_length, deal, pack_bits, read_ratings, split, unpack_bits
-from tests.bench.finetune.methods import METHODS, JointBatches, Trained, first_bases, manifest_of, spec_of, train
-from tests.bench.finetune.table import MAX_SEEDS, collect, of_accuracy, over_seeds, over_sentences, report
+from tests.bench.finetune.jobs import SEARCH_SEED, Comparison, Run
+from tests.bench.finetune.methods import (
+    METHODS,
+    JointBatches,
+    Method,
+    Trained,
+    config_of,
+    first_bases,
+    manifest_of,
+    spec_of,
+    train,
+)
+from tests.bench.finetune.table import MAX_SEEDS, PARTS, difference, of_accuracy, over_seeds, over_sentences, report
 from tsr_swarm.config.blocks import BlockRole
-from tsr_swarm.config.load import run_config_from_mapping
-from tsr_swarm.config.run import RunConfig
+from tsr_swarm.config.load import configure
 
 # --- sentences --------------------------------------------------------------------------------------------------------
 
@@ -135,26 +145,106 @@ def test_the_interval_over_sentences_is_that_of_paired_differences() -> None:
     assert 100 * of_accuracy(0.84, 3000) == pytest.approx(1.31, abs=0.01)
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
+# --- searches and the page --------------------------------------------------------------------------------------------
 
 
-def document(method: str, seed: int, correct: Sequence[bool], sent: float) -> dict[str, Any]:
-    numbers = {"rounds": 2, "k_x": 8, "peers": 4, "batch_size": 8, "lr": 1e-4, "seconds": 9.0, "bases": 100.0}
+def comparison(**rates: tuple[float, ...]) -> Comparison:
+    """All methods on 8 held-out sentences, with other ``rates`` for some (underscores for hyphens)."""
+    chosen = {
+        name: replace(method, rates=rates.get(name.replace("-", "_"), (1e-4,))) for name, method in METHODS.items()
+    }
+    return Comparison(file=tiny_file(), heldout=8, tune=4, methods=chosen)
+
+
+def search_all(compared: Comparison, method: str, accuracy: dict[float, float | None]) -> dict[str, Run]:
+    """Do the runs of a search, in the order in which they are asked for, with the ``accuracy`` of each rate."""
+    done: dict[str, Run] = {}
+    while job := compared.next_job([method], [], done):
+        assert (job.spec.seed, job.tune) == (SEARCH_SEED, 4)
+        done[job.name] = {"accuracy": accuracy[job.spec.lr]}
+    return done
+
+
+def test_a_rate_is_searched_until_the_best_has_a_worse_neighbour_on_either_side() -> None:
+    compared = comparison(lean=(1e-3, 2e-3, 4e-3))
+    done = search_all(compared, "lean", {1e-3: 0.6, 2e-3: 0.7, 4e-3: 0.8, 8e-3: None})
+    assert len(done) == 4
+    assert compared.best_rate("lean", done) == 4e-3
+    assert [(job.spec.lr, job.spec.seed, job.tune) for job in compared.finals("lean", [0, 1], done)] == [
+        (4e-3, 0, 0), (4e-3, 1, 0),
+    ]  # fmt: skip
+    assert "0.001 60.0, 0.002 70.0, **0.004 80.0**, 0.008 diverged" in report(compared, [0], done)
+
+
+def test_no_seed_is_run_before_its_rate_is_known_and_done_runs_are_not_asked_for_again() -> None:
+    compared = comparison(lean=(1e-3, 2e-3, 4e-3))
+    assert compared.best_rate("lean", {}) is None
+    assert compared.finals("lean", [0], {}) == []
+    done: dict[str, Run] = {}
+    asked = []
+    while job := compared.next_job(["dense", "lean"], [0, 1], done):
+        done[job.name] = {"accuracy": 0.8 if job.spec.lr == 2e-3 else 0.7}
+        asked.append((job.method, job.spec.seed))
+    searched = [("lean", SEARCH_SEED)] * 3
+    assert asked == [*searched, ("dense", 0), ("lean", 0), ("dense", 1), ("lean", 1)]
+    assert len(done) == len(asked)
+
+
+def test_a_rate_that_is_given_is_not_searched() -> None:
+    compared = replace(comparison(), file=tiny_file() | {"optimizer": {"lr": 3e-3}}, methods=METHODS)
+    for method in METHODS:
+        assert compared.search(method, {}) == []
+        assert compared.best_rate(method, {}) == 3e-3
+
+
+def finished(compared: Comparison, method: str, seed: int, correct: Sequence[bool], sent: float) -> dict[str, Run]:
+    """A run by its name, as it would be stored."""
+    [job] = compared.finals(method, [seed], {})
+    numbers = {"rounds": 3, "seconds": 9.0, "bases": 100.0 if method == "tsr-adam" else 0.0}
     accuracy = {"accuracy": sum(correct) / len(correct), "sentences": len(correct), "correct": pack_bits(correct)}
-    moved = {"sent": {"core": sent}, "received": {"core": sent}}
-    spec = spec_of("ours", tiny_config(), 1e-4).identity()
-    return {"method": method, "seed": seed, "plan": spec, **numbers, **accuracy, **moved}
+    return {job.name: {**numbers, **accuracy, "sent": {"core": sent}, "received": {"core": sent}}}
 
 
-def test_the_report_compares_what_has_been_run() -> None:
-    right = [True] * 6 + [False] * 2
-    wrong = [True] * 5 + [False] * 3
-    runs = [document("ours", 0, right, 10), document("ours", 1, wrong, 10), document("dense", 0, wrong, 2000)]
-    text = report(collect(runs, METHODS))
-    assert "| ours: cores | 68.75 (62.50 to 75.00) | +12.50 (one seed; ± 24.50) | 0.0 | 0.0 | 200 | 9 |" in text
+RIGHT, WRONG = [True] * 6 + [False] * 2, [True] * 5 + [False] * 3
+
+
+def test_the_page_compares_what_has_been_run_and_says_what_is_pending() -> None:
+    compared = comparison()
+    done = finished(compared, "ours", 0, RIGHT, 10) | finished(compared, "ours", 1, WRONG, 10)
+    done |= finished(compared, "dense", 0, WRONG, 2000) | finished(compared, "tsr-adam", 0, WRONG, 50)
+    text = report(compared, [0, 1], done)
+    ours = METHODS["ours"].title
+    assert (
+        f"| {ours} | 68.75 (62.50 to 75.00) | +12.50 (one seed; ± 24.50), 1 of 2 seeds | 0.0 | 0.0 | 200 | 9 |" in text
+    )
+    assert f"| {METHODS['lordo'].title} | pending | - |" in text
     assert "| 1 | 62.50 | pending |" in text
-    assert "one machine, AdamW" not in text
-    assert f"the factor is {4000 / 120:.0f}." in text
+    assert f"with tsr-adam 0.0 MB of bases (with them the factor is {4000 / 200:.0f})" in text
+    assert "| Muon's part | dense-muon minus dense | pending |" in text
+
+
+def test_a_page_without_runs_is_all_pending() -> None:
+    lines = report(comparison(), [0, 1], {}).splitlines()
+    for method in METHODS.values():
+        assert any(line.startswith(f"| {method.title} | pending |") for line in lines)
+    for mine, theirs, what in PARTS:
+        assert f"| {what} | {mine} minus {theirs} | pending |" in lines
+
+
+def test_the_parts_of_the_gain_add_up_over_the_same_seeds() -> None:
+    half = [True] * 4 + [False] * 4
+    runs = {
+        name: {
+            seed: {"accuracy": sum(c) / 8, "sentences": 8, "correct": pack_bits(c)} for seed, c in enumerate(by_seed)
+        }
+        for name, by_seed in {"ours": (RIGHT, half), "dense-muon": (half, RIGHT), "dense": (WRONG, half)}.items()
+    }
+    exchange, muon, both = (
+        float(difference(runs, mine, theirs, 2).split()[0])
+        for mine, theirs in (("ours", "dense-muon"), ("dense-muon", "dense"), ("ours", "dense"))
+    )
+    assert (exchange, muon) == (0.0, 6.25)
+    assert both == exchange + muon
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -177,16 +267,14 @@ class Tiny(nn.Module):
         return F.cross_entropy(self.head(hidden), batch[:, -1])
 
 
-def tiny_config() -> RunConfig:
-    return run_config_from_mapping(
-        {
-            "run": {"rounds": 3},
-            "model": {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2},
-            "data": {"parts": 2, "batch_size": 4, "sequence_length": 6},
-            "optimizer": {"aim": "seed", "inner": "adam", "rank": "d/2", "embedding_rank": 4, "warmup_steps": 1},
-            "periods": {"k_x": 4, "k_r": 4, "k_r_embedding": 12},
-        }
-    )
+def tiny_file() -> dict[str, Any]:
+    return {
+        "run": {"rounds": 3},
+        "model": {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2},
+        "data": {"parts": 2, "batch_size": 4, "sequence_length": 6},
+        "optimizer": {"embedding_rank": 4, "warmup_steps": 1},
+        "periods": {"k_x": 4},
+    }
 
 
 def numbered(rows: int, length: int = 6) -> Tensor:
@@ -200,11 +288,17 @@ def numbered(rows: int, length: int = 6) -> Tensor:
 def trained(method: str, lr: float = 1e-2) -> Trained:
     torch.set_num_threads(1)
     shares = deal(numbered(20), 2, 4, seed=0)
-    return train(spec_of(method, tiny_config(), lr), Tiny(), shares, lambda steps, loss: None)
+    return train(spec_of(tiny(method), tiny_file(), lr, 0), Tiny(), shares, lambda steps, loss: None)
+
+
+def tiny(name: str) -> Method:
+    """A method of the table with periods that fit short rounds."""
+    settings = {"periods.k_r": 4, "periods.k_r_embedding": 12} if name == "ours" else {}
+    return replace(METHODS[name], settings={**METHODS[name].settings, **settings})
 
 
 def test_every_parameter_is_exchanged_small_ones_whole() -> None:
-    blocks = {block.name: block for block in manifest_of(tiny_config(), Tiny()).blocks}
+    blocks = {block.name: block for block in manifest_of(config_of(tiny("ours"), tiny_file()), Tiny()).blocks}
     assert list(blocks) == [name for name, _ in Tiny().named_parameters()]
     roles = {name: block.role for name, block in blocks.items()}
     assert roles["embed_tokens.weight"] is BlockRole.EMBEDDING
@@ -225,20 +319,36 @@ def test_a_run_depends_on_its_seed_alone_and_leaves_the_start_as_it_was(method: 
 
 
 def test_bytes_are_those_of_the_exchange() -> None:
-    ours, dense, single = (trained(method) for method in METHODS)
+    found = {method: trained(method) for method in METHODS}
     parameters = sum(parameter.numel() for parameter in Tiny().parameters())
-    assert sum(dense.sent.values()) == sum(dense.received.values()) == 3 * 4 * parameters
-    assert {"core", "dense"} <= ours.sent.keys()
-    assert 0 < sum(ours.sent.values()) < sum(dense.sent.values())
-    assert ours.bases == 0, "they are drawn from the seed"
-    aimed = replace(tiny_config(), optimizer=replace(tiny_config().optimizer, aim="gradient"))
-    assert first_bases(manifest_of(aimed, Tiny())) == 1.5 * ((20 + 16) * 4 + (16 + 16) * 8)
-    assert not single.sent
-    assert not single.received
+    for dense in (found["dense"], found["dense-muon"]):
+        assert sum(dense.sent.values()) == sum(dense.received.values()) == 3 * 4 * parameters
+    for method in ("ours", "lean", "tsr-adam", "lordo"):
+        assert 0 < sum(found[method].sent.values()) < 3 * 4 * parameters
+    assert {"core", "dense"} <= found["ours"].sent.keys()
+    assert found["ours"].bases == found["lean"].bases == 0, "they are drawn from the seed"
+    aimed = manifest_of(config_of(tiny("tsr-adam"), tiny_file()), Tiny())
+    assert found["tsr-adam"].bases == first_bases(aimed) == 1.5 * ((20 + 16) * 4 + (16 + 16) * 4)
+    assert found["tsr-adam-paper"].sent.keys() == {"core", "sketch", "dense"}
+    assert not found["single"].sent
+    assert not found["single"].received
+
+
+def test_methods_differ_in_their_own_settings_alone() -> None:
+    dense, muon = (spec_of(METHODS[name], tiny_file(), 1e-2, 0).identity() for name in ("dense", "dense-muon"))
+    assert dense | {"settings": dense["settings"] | {"inner": "muon"}} == muon
+    lean = configure(tiny_file() | {"run": {"rounds": 3, "preset": "lean"}})
+    assert config_of(METHODS["lean"], tiny_file()) == lean
+    assert config_of(METHODS["ours"], tiny_file()).wire == replace(lean.wire, core_bits=4, published_bits=4)
+
+
+def test_a_key_of_the_file_comes_before_those_of_a_method() -> None:
+    file = tiny_file() | {"wire": {"core_bits": 8}}
+    assert [config_of(METHODS[name], file).wire.core_bits for name in ("ours", "lean", "tsr-adam")] == [8, 8, 8]
 
 
 def test_one_machine_is_torch_adamw_on_the_joint_batches() -> None:
-    spec = spec_of("single", tiny_config(), 1e-2)
+    spec = spec_of(METHODS["single"], tiny_file(), 1e-2, 0)
     model, shares = Tiny(), deal(numbered(20), 2, 4, seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=0.0)
     for step in range(12):
