@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.optim.swarms import gradient_sketches
+from tests.published_rounds import make_history
 from tests.steady import OPTIMIZER, WIRE
 from tsr_swarm.config.blocks import Block, plan_blocks
 from tsr_swarm.config.layout import MOMENT_BITS, published_slots, upload_slots
@@ -129,8 +130,11 @@ def test_own_memory_is_what_a_peer_keeps(space: str, inner: str, residual_bits: 
     unsent = size(kept, "displacement/", "error/")
     assert predicted.residual == unsent + packed
     assert predicted.weights == 2 * size(consensus.tensors(), "weight/")
+    pending = max(size(state.tensors(), "range/") for state in make_history(manifest, consensus, 2 * 6).states)
+    assert pending
     shared = size(consensus.tensors(), "left/", "right/")
-    assert predicted.bases == shared * (3 if space == "core" else 1) + size(kept, "projection/")  # int16, and float32
+    factors = shared * (3 if space == "core" else 1)  # int16, and float32
+    assert predicted.bases == factors + size(kept, "projection/") + pending
     assert own_costs.state_bytes(config, manifest.blocks) == size(consensus.tensors(), "")
 
 

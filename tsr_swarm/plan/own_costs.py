@@ -112,6 +112,7 @@ def own_memory(config: RunConfig, blocks: Sequence[Block]) -> Memory:
 
     Where both kinds of peer may join it is that of a full one, which needs more. A core peer's residual is counted as
     it is after the first refresh. A LoRDO peer keeps moments of rank r, their basis, and error feedback of full size.
+    Bases have the most ranges with them that wait for their projection at once.
     """
     optimizer = config.optimizer
     is_core = optimizer.local_space == "core"
@@ -133,7 +134,9 @@ def own_memory(config: RunConfig, blocks: Sequence[Block]) -> Memory:
     return Memory(
         weights=2 * numbers(blocks) * FLOAT,
         optimizer=moments * FLOAT,
-        bases=_basis_numbers(blocks) * (_BASIS + (FLOAT if is_core else 0)) + projections * FLOAT,
+        bases=_basis_numbers(blocks) * (_BASIS + (FLOAT if is_core else 0))
+        + projections * FLOAT
+        + _most_pending(config, blocks) * _BASIS,
         residual=displacement * FLOAT + residual,
     )
 
@@ -146,6 +149,12 @@ def state_bytes(config: RunConfig, blocks: Sequence[Block]) -> int:
 
 def _basis_numbers(blocks: Sequence[Block]) -> int:
     return sum(block.basis_size for block in blocks if block.is_low_rank)
+
+
+def _most_pending(config: RunConfig, blocks: Sequence[Block]) -> int:
+    """Return the numbers of the published ranges that are kept for the next round, the most at once."""
+    sizes = [block.sketch_width * block.rows for block in blocks]
+    return max(sum(sizes[index] for index in due.range) for due in cycle(config, blocks))
 
 
 def _by_kind(slots: Sequence[Slot]) -> Mapping[str, int]:
