@@ -142,7 +142,10 @@ def own_memory(config: RunConfig, blocks: Sequence[Block]) -> Memory:
 
 
 def state_bytes(config: RunConfig, blocks: Sequence[Block]) -> int:
-    """Return what a peer downloads when it joins: weights, and bases that it cannot draw, before compression."""
+    """Return what a peer downloads when it joins: weights, and bases that it cannot draw, before compression.
+
+    The ranges of refreshes that are under way just then are not counted.
+    """
     bases = 0 if config.optimizer.aim == "seed" else _basis_numbers(blocks)
     return numbers(blocks) * FLOAT + bases * _BASIS
 
