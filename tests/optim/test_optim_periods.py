@@ -1,6 +1,7 @@
 """The schedule: what is due in which round, and at which rate."""
 
 import math
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -23,6 +24,15 @@ BLOCKS = (
     Block(name="norm.weight", rows=1, cols=4, rank=0, role=BlockRole.DENSE),
 )
 PERIODS = PeriodsConfig(k_x=5, k_r=10, k_r_embedding=15)
+AIMS = st.sampled_from(
+    (
+        {},
+        {"aim": "dct"},
+        {"aim": "seed"},
+        {"aim": "gradient", "local_space": "full", "inner": "lordo"},
+        {"aim": "displacement", "local_space": "full", "inner": "lordo"},
+    )
+)
 BOTH, EMBEDDING, MATRIX = frozenset({0, 1}), frozenset({0}), frozenset({1})
 
 
@@ -136,18 +146,49 @@ def moments(**changes: object) -> RunConfig:
 
 
 @given(st.integers(1, 6), st.integers(1, 6))
-def test_moments_are_due_in_the_round_that_ends_their_period(first: int, second: int) -> None:
+def test_moments_of_a_block_alone_are_due_in_the_round_that_ends_their_period(first: int, second: int) -> None:
     """As in DES-LOC, whose step t (from 0) begins with an average where t is a multiple of the period."""
-    run = moments(k_u=5 * first, k_v=5 * second)
-    plans = [periods.plan_round(run, BLOCKS, round, "") for round in range(1, 40)]
-    for plan, after in pairwise(plans):
-        assert plan.due.first == (after.first_step % (5 * first) == 0)
-        assert plan.due.second == (after.first_step % (5 * second) == 0)
+    firsts = RunConfig(optimizer=steady(aim="seed"), periods=replace(PERIODS, k_u=5 * first))
+    seconds = replace(firsts, periods=replace(PERIODS, k_v=5 * second))
+    for round in range(1, 40):
+        assert (0 in periods.due_blocks(firsts, BLOCKS[1:], round).first) == (round % first == 0)
+        assert (0 in periods.due_blocks(seconds, BLOCKS[1:], round).second) == (round % second == 0)
+
+
+@given(AIMS, st.integers(0, 6), st.integers(0, 6), st.integers(2, 5), st.integers(2, 5), st.integers(1, 100))
+def test_every_block_with_moments_is_due_once_in_any_window_as_long_as_their_period(
+    aim: dict[str, Any], first: int, second: int, matrix: int, embedding: int, start: int
+) -> None:
+    changes = {"k_u": 5 * first, "k_v": 5 * second, "k_r": 5 * matrix, "k_r_embedding": 5 * embedding}
+    run = RunConfig(optimizer=steady(**aim), periods=replace(PERIODS, **changes))
+    many = [replace(block, is_lordo=aim.get("inner") == "lordo") for block in BLOCKS * 3]
+    have = Counter(index for index, block in enumerate(many) if block.moment_shape)
+    for kind, period in (("first", first), ("second", second)):
+        window = [periods.due_blocks(run, many, round) for round in range(start, start + (period or 40))]
+        assert Counter(index for due in window for index in getattr(due, kind)) == (have if period else Counter())
+
+
+@given(st.integers(1, 9), st.integers(1, 9))
+def test_blocks_choose_columns_once_a_period_and_all_have_within_the_first(matrix: int, embedding: int) -> None:
+    run = replace(config(aim="dct"), periods=PeriodsConfig(k_x=5, k_r=5 * matrix, k_r_embedding=5 * embedding))
+    due = [periods.due_blocks(run, BLOCKS, round) for round in range(1, 3 * matrix * embedding + 1)]
+    for index, period in ((0, embedding), (1, matrix)):
+        turns = [round for round, plan in enumerate(due) if index in plan.choose]
+        assert turns == list(range(turns[0], len(due), period))
+        assert turns[0] < period
 
 
 def test_moments_are_not_averaged_by_default() -> None:
     due = [periods.plan_round(config(), BLOCKS, round, "").due for round in range(1, 40)]
     assert not any(one.first or one.second for one in due)
+
+
+@given(st.integers(1, 60), st.sampled_from(("first", "second")), st.sampled_from((BOTH, EMBEDDING, frozenset[int]())))
+def test_whose_moments_are_due_is_not_the_leaders_choice(round: int, kind: str, blocks: frozenset[int]) -> None:
+    run = moments(k_u=15, k_v=20)
+    plan = periods.plan_round(run, BLOCKS, round, "")
+    asked = replace(plan, due=replace(plan.due, **{kind: blocks}))
+    assert periods.follows_manifest(asked, Manifest("run", run, BLOCKS)) == (asked == plan)
 
 
 SUBSETS = [frozenset(blocks) for blocks in ((), (0,), (1,), (0, 1))]
@@ -180,8 +221,8 @@ def test_elsewhere_sketches_follow_their_periods(round: int, tangent: frozenset[
         {"due": Due(tangent=BOTH, project=MATRIX)},
         {"due": Due(tangent=BOTH, choose=MATRIX)},
         {"due": Due(tangent=MATRIX, draw=((0, 1),))},
-        {"due": Due(tangent=BOTH, first=True)},
-        {"due": Due(tangent=BOTH, second=True)},
+        {"due": Due(tangent=BOTH, first=BOTH)},
+        {"due": Due(tangent=BOTH, second=MATRIX)},
         {"first_step": 1},
         {"steps": 6},
         {"seed": 1},

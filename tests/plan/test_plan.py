@@ -14,15 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.optim.swarms import gradient_sketches
+from tests.published_rounds import make_history
 from tests.steady import OPTIMIZER, WIRE
 from tsr_swarm.config.blocks import Block, plan_blocks
-from tsr_swarm.config.layout import published_slots, upload_slots
+from tsr_swarm.config.layout import MOMENT_BITS, published_slots, upload_slots
 from tsr_swarm.config.link import Link
-from tsr_swarm.config.load import run_config_from_mapping
+from tsr_swarm.config.load import configure, run_config_from_mapping
 from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.run import OptimizerConfig, RunConfig, WireConfig
 from tsr_swarm.lowrank.packed import Packed
-from tsr_swarm.optim.periods import plan_round
+from tsr_swarm.optim import turns
+from tsr_swarm.optim.periods import own_moment_periods, plan_round
 from tsr_swarm.optim.publish import publish
 from tsr_swarm.plan import own_costs
 from tsr_swarm.plan.baseline_costs import baselines, is_head, paper_counts
@@ -128,8 +130,11 @@ def test_own_memory_is_what_a_peer_keeps(space: str, inner: str, residual_bits: 
     unsent = size(kept, "displacement/", "error/")
     assert predicted.residual == unsent + packed
     assert predicted.weights == 2 * size(consensus.tensors(), "weight/")
+    pending = max(size(state.tensors(), "range/") for state in make_history(manifest, consensus, 2 * 6).states)
+    assert pending
     shared = size(consensus.tensors(), "left/", "right/")
-    assert predicted.bases == shared * (3 if space == "core" else 1) + size(kept, "projection/")  # int16, and float32
+    factors = shared * (3 if space == "core" else 1)  # int16, and float32
+    assert predicted.bases == factors + size(kept, "projection/") + pending
     assert own_costs.state_bytes(config, manifest.blocks) == size(consensus.tensors(), "")
 
 
@@ -157,12 +162,27 @@ def test_refreshes_in_turn_keep_the_largest_round_near_the_mean(rounds: int) -> 
     assert exchange.largest_received <= 1.5 * exchange.down
 
 
+@pytest.mark.parametrize("preset", ["tsr-adam", "tsr-adam-dct"])
+def test_moments_and_refreshes_in_turn_keep_the_largest_round_near_the_mean(preset: str) -> None:
+    """Of every round that is planned, over a whole cycle; in the mean as many bytes as if all blocks came at once."""
+    config = configure({"run": {"preset": preset}}, environ={})
+    config = replace(config, model=MODEL_SIZES["60M"].model).definite()
+    blocks, shares = blocks_of(config), wire_shares(config, peers=8)
+    exchange = own_exchange(config, blocks, shares)
+    assert exchange.largest_sent <= 1.5 * exchange.up
+    assert exchange.largest_received <= 1.5 * exchange.down
+    moments = sum(MOMENT_BITS // 8 * block.core_size + block.ranks[0] for block in blocks if block.is_low_rank)
+    periods = own_moment_periods(config)
+    mean = sum(moments * config.periods.k_x / period for period in periods) * shares.sent["moment"]
+    assert exchange.sent["moment"] == pytest.approx(mean)
+
+
 def test_refresh_periods_without_a_common_multiple_still_end() -> None:
     config = tiny(periods={"k_x": 1, "k_r": 10_007, "k_r_embedding": 10_009})
     mean = mean_bytes(raw_bytes(config, blocks_of(config), upload_slots))
     often = tiny(periods={"k_x": 1, "k_r": 1, "k_r_embedding": 1})
     once = mean_bytes(raw_bytes(often, blocks_of(config), upload_slots))
-    assert mean["gradient"] == pytest.approx(once["gradient"] / own_costs.MOST_ROUNDS)
+    assert mean["gradient"] == pytest.approx(once["gradient"] / turns.MOST_ROUNDS)
 
 
 def test_compression_is_measured_on_the_real_codec_and_does_not_change() -> None:

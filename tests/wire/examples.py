@@ -42,7 +42,8 @@ PLAN = RoundPlan(
         project=frozenset({2}),
         choose=frozenset({0}),
         draw=((3, 9),),
-        first=True,
+        first=frozenset({0, 3}),
+        second=frozenset({2}),
     ),
     parent="ab" * 32,
     seed=5,
@@ -121,8 +122,8 @@ def plans(draw: st.DrawFn) -> RoundPlan:
         project=passes[1],
         choose=draw(rest).difference(*passes),
         draw=tuple((block, draw(st.integers(0, 2**32 - 1))) for block in sorted(drawn)),
-        first=draw(st.booleans()),
-        second=draw(st.booleans()),
+        first=frozenset(draw(st.sets(st.sampled_from(LOW_RANK)))),
+        second=frozenset(draw(st.sets(st.sampled_from(LOW_RANK)))),
     )
     return RoundPlan(
         round=round,

@@ -36,8 +36,8 @@ def blocks_and_due(draw: st.DrawFn) -> tuple[tuple[Block, ...], Due]:
         blocks.append(Block(name=f"block{index}", rows=rows, cols=cols, rank=rank, role=role))
     low_rank = [index for index, block in enumerate(blocks) if block.is_low_rank]
     some = st.frozensets(st.sampled_from(low_rank)) if low_rank else st.just(frozenset[int]())
-    first, second = draw(st.booleans()), draw(st.booleans())
-    return tuple(blocks), Due(tangent=draw(some), range=draw(some), project=draw(some), first=first, second=second)
+    due = {part: draw(some) for part in ("tangent", "range", "project", "first", "second")}
+    return tuple(blocks), Due(**due)
 
 
 FORMATS = st.tuples(st.sampled_from((2, 3, 4, 8, 16)), st.just(1.0)) | st.tuples(

@@ -134,8 +134,8 @@ def test_no_round_is_larger_than_the_bound_which_has_room_for_moments(
     periods = replace(MANIFEST.config.periods, k_r=40, k_u=20, k_v="auto")
     optimizer = replace(MANIFEST.config.optimizer, inner="adam")
     averaging = replace(MANIFEST, config=replace(MANIFEST.config, optimizer=optimizer, periods=periods))
-    for manifest, has_moments in ((MANIFEST, False), (averaging, True)):
-        due = Due(tangent=tangent, range=passes, project=passes, first=has_moments, second=has_moments)
+    for manifest, moments in ((MANIFEST, frozenset[int]()), (averaging, frozenset(LOW_RANK))):
+        due = Due(tangent=tangent, range=passes, project=passes, first=moments, second=moments)
         _, data = payload(published_slots(BLOCKS, due, manifest.config.wire))
         assert len(data) <= gate.max_published_bytes(manifest)
     assert gate.max_published_bytes(MANIFEST) < gate.max_published_bytes(averaging)

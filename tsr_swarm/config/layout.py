@@ -206,8 +206,8 @@ def _moments(index: int, block: Block, due: Due) -> Iterator[Slot]:
     if block.moment_shape is None:
         return
     rows, cols = block.moment_shape
-    for part, is_due in ((Part.MOMENT_FIRST, due.first), (Part.MOMENT_SECOND, due.second)):
-        if is_due:
+    for part, due_blocks in ((Part.MOMENT_FIRST, due.first), (Part.MOMENT_SECOND, due.second)):
+        if index in due_blocks:
             yield Slot(index, part, rows, cols, MOMENT_BITS, rows)
 
 

@@ -13,7 +13,7 @@ from tsr_swarm.config.load import run_config_from_mapping
 from tsr_swarm.config.run import CheckpointConfig, RoundConfig, RunConfig
 from tsr_swarm.errors import ConfigError, RefusedError
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 MAX_MANIFEST_BYTES = 4 << 20
 _MAX_BLOCK_SIZE = 2**40
 

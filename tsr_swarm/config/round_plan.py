@@ -16,8 +16,8 @@ class Due:
     ``draw``: pairs (block, number): everybody draws the block's basis of this number from the run's seed; nothing is
     sent for it.
     A block in ``tangent`` alone takes its next basis from the tangent sketch itself.
-    ``first``, ``second``: every block with moments in shared bases also sends the first or second one, and all peers
-    go on with the average.
+    ``first``, ``second``: peers also send the block's first or second moment, in the bases of before the round, and all
+    go on with the average. Only blocks with moments in shared bases: Block.moment_shape.
     """
 
     tangent: frozenset[int] = field(default_factory=frozenset)
@@ -25,8 +25,8 @@ class Due:
     project: frozenset[int] = field(default_factory=frozenset)
     choose: frozenset[int] = field(default_factory=frozenset)
     draw: tuple[tuple[int, int], ...] = ()
-    first: bool = False
-    second: bool = False
+    first: frozenset[int] = field(default_factory=frozenset)
+    second: frozenset[int] = field(default_factory=frozenset)
 
     @property
     def of_gradients(self) -> frozenset[int]:

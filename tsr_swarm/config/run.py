@@ -196,11 +196,15 @@ class OptimizerConfig(ConfigSection):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeriodsConfig(ConfigSection):
-    """Sync periods in local steps. Refresh periods are multiples of k_x and counted as round * k_x."""
+    """Sync periods in local steps, multiples of k_x and counted as round * k_x.
+
+    A block's bases are refreshed once in each period of theirs, and either of its moments averaged once in each of its
+    own; blocks have that in turn, so that a round has about as many bytes as any other.
+    """
 
     section: ClassVar[str] = "periods"
     k_x: int = 20  # weights: local steps a round
-    k_u: int | str = 0  # first moments, low-rank ones: averaged every k_u steps; 0: never, "auto": their half-life
+    k_u: int | str = 0  # first moments of low rank: averaged every k_u steps, blocks in turn; 0: never, auto: half-life
     k_v: int | str = 0  # second moments, likewise
     k_r: int | str = "auto"  # refresh of all bases; 0: every round; auto: that, or 5 k_x where a gradient is measured
     k_r_embedding: int | str = "auto"  # refresh of the bases of embedding and head, likewise

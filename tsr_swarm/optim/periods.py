@@ -1,13 +1,14 @@
-"""What each round asks of all peers: rates, weight decay, which bases are refreshed, whether moments are averaged.
+"""What each round asks of all peers: rates, weight decay, which bases are refreshed, which moments are averaged.
 
-Moments have DES-LOC's periods K_u and K_v (Iacob et al., arXiv 2505.22549, section 2). Bases of a run with
-``optimizer.aim = "seed"`` follow from the seed and the round, and are never sent. Pure.
+Moments have DES-LOC's periods K_u and K_v (Iacob et al., arXiv 2505.22549, section 2), but blocks have them in turn.
+Bases of a run with ``optimizer.aim = "seed"`` follow from the seed and the round, and are never sent. Pure.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import Literal
 
 from tsr_swarm.config.blocks import Block, BlockRole
 from tsr_swarm.config.layout import published_slots, upload_slots
@@ -17,8 +18,9 @@ from tsr_swarm.config.run import OptimizerConfig, RunConfig, WireConfig
 from tsr_swarm.lowrank.basis import Basis
 from tsr_swarm.lowrank.dct import drawn_basis
 from tsr_swarm.optim.inner_optimizer import MOMENTUM
+from tsr_swarm.optim.turns import Bytes, Load, Turn, common_period, level
 
-MOST_OFFSETS = 2048  # rounds that are levelled: periods without a common multiple up to here only nearly
+_Key = tuple[Literal["refresh", "first", "second"], int]  # what has a turn, and of which block
 
 
 def plan_round(config: RunConfig, blocks: Sequence[Block], round: int, parent: str) -> RoundPlan:
@@ -70,83 +72,98 @@ def learning_rate(optimizer: OptimizerConfig, step: int) -> float:
 
 
 def due_blocks(config: RunConfig, blocks: Sequence[Block], round: int) -> Due:
-    """Return which blocks send a sketch or draw their next basis in ``round``, and which moments are averaged.
+    """Return which blocks send a sketch or draw their next basis in ``round``, and which send moments.
 
-    Moments are averaged in rounds whose last step is a multiple of their period.
+    Each once a period, in turn, so that rounds are about equally long.
 
-    A randomized SVD takes two rounds, a range sketch and a projection, and blocks have it in turn, each once a period.
-    Other refreshes by what peers send begin in round 1, because first bases are random. A drawn basis would be
-    no better, so the first draw is a period later. Tangent sketches are for work outside the bases: runs of core peers
-    alone have none, and drawn bases go through all directions in time. They go out when the basis changes.
+    A randomized SVD takes two rounds, a range sketch and a projection. Other refreshes by what peers send begin in the
+    first period too, because first bases are random. A drawn basis would be no better, so the first draw is a period
+    later. Tangent sketches are for work outside the bases: runs of core peers alone have none, and drawn bases go
+    through all directions in time. They go out when the basis changes.
     """
     aim, none = config.optimizer.aim, frozenset[int]()
-    periods = {index: refresh_rounds(config, block) for index, block in enumerate(blocks) if block.is_low_rank}
-    offsets = refresh_offsets(tuple(blocks), config) if aim == "gradient" else {}
+    turns = _turns(config, tuple(blocks))
 
-    def due(counted: int) -> frozenset[int]:
-        """Blocks whose turn it is when so many rounds are counted; below 0: none."""
-        turns = {index: counted - offsets.get(index, 0) for index in periods if counted >= 0}
-        return frozenset(index for index, turn in turns.items() if turn % periods[index] == 0)
+    def begun(what: str, round: int) -> frozenset[int]:
+        """Return the blocks whose turn begins in ``round``, counted from 1."""
+        return frozenset(index for (kind, index), turn in turns.items() if kind == what and turn.is_in(round - 1))
 
-    project = due(round - 2) if aim == "gradient" else none
-    refresh = project if aim == "gradient" else due(round if aim == "seed" else round - 1)
-    first, second = (period > 0 and round * config.periods.k_x % period == 0 for period in own_moment_periods(config))
-    no_flush = config.optimizer.local_space == "core" or aim == "seed"
+    refresh = begun("refresh", round - 1 if aim == "gradient" else round)
     return Due(
-        tangent=none if no_flush else refresh,
-        range=due(round - 1) if aim == "gradient" else none,
-        project=project,
+        tangent=refresh if _flushes(config) else none,
+        range=begun("refresh", round) if aim == "gradient" else none,
+        project=refresh if aim == "gradient" else none,
         choose=refresh if aim == "dct" else none,
         draw=tuple((index, basis_number(config, blocks[index], round)) for index in sorted(refresh))
         if aim == "seed"
         else (),
-        first=first,
-        second=second,
+        first=begun("first", round),
+        second=begun("second", round),
     )
+
+
+def cycle_rounds(config: RunConfig, blocks: Sequence[Block]) -> int:
+    """Return the rounds after which the same blocks are due again, as far as turns.py looks ahead."""
+    return common_period(turn.period for turn in _turns(config, tuple(blocks)).values())
+
+
+@lru_cache(maxsize=32)
+def _turns(config: RunConfig, blocks: tuple[Block, ...]) -> Mapping[_Key, Turn]:
+    return level(_loads(config, blocks))
+
+
+def _loads(config: RunConfig, blocks: Sequence[Block]) -> Mapping[_Key, Load]:
+    """Return what blocks send beyond their cores: refreshes, which would rather begin early, and moments, late.
+
+    A block alone then averages its moments as in DES-LOC, when their period is over. Refreshes that follow
+    displacements have no turns: they begin in round 1.
+    """
+    aim, wire = config.optimizer.aim, config.wire
+    low_rank = frozenset(index for index, block in enumerate(blocks) if block.is_low_rank)
+    with_moments = frozenset(index for index, block in enumerate(blocks) if block.moment_shape)
+    tangent = low_rank if _flushes(config) else frozenset[int]()
+    passes = {
+        "gradient": (Due(range=low_rank), Due(project=low_rank, tangent=tangent)),
+        "dct": (Due(choose=low_rank, tangent=tangent),),
+        "displacement": (Due(tangent=tangent),),
+        "seed": (Due(),),
+    }[aim]
+    sizes = list(zip(*(_extra_bytes(blocks, due, wire) for due in passes), strict=True))
+    loads: dict[_Key, Load] = {}
+    for index in sorted(low_rank):
+        period = refresh_rounds(config, blocks[index])
+        offsets = {"displacement": range(1), "seed": range(period - 1, period)}.get(aim, range(period))
+        loads["refresh", index] = Load(period, sizes[index], offsets)
+    first, second = (steps // config.periods.k_x for steps in own_moment_periods(config))
+    sizes = [(size,) for size in _extra_bytes(blocks, Due(first=with_moments), wire)]  # those of second ones too
+    for index in sorted(with_moments):
+        if first:
+            loads["first", index] = Load(first, sizes[index], range(first)[::-1])
+        if second:
+            loads["second", index] = Load(second, sizes[index], range(second)[::-1])
+    return loads
+
+
+def _extra_bytes(blocks: Sequence[Block], due: Due, wire: WireConfig) -> list[Bytes]:
+    """Return the bytes of each block up and down beyond those of a round with nothing due, before compression."""
+    ways = []
+    for slots_of in (upload_slots, published_slots):
+        sizes = [0] * len(blocks)
+        for sign, content in ((1, due), (-1, Due())):
+            for slot in slots_of(blocks, content, wire):
+                sizes[slot.block] += sign * slot.raw_bytes
+        ways.append([max(0, size) for size in sizes])
+    return list(zip(*ways, strict=True))
+
+
+def _flushes(config: RunConfig) -> bool:
+    """Return whether bases that change take a tangent sketch along."""
+    return config.optimizer.local_space != "core" and config.optimizer.aim != "seed"
 
 
 def refresh_rounds(config: RunConfig, block: Block) -> int:
     """Return the rounds between two refreshes of a low-rank block."""
     return config.refresh_rounds_embedding if block.role is BlockRole.EMBEDDING else config.refresh_rounds
-
-
-@lru_cache(maxsize=32)
-def refresh_offsets(blocks: tuple[Block, ...], config: RunConfig) -> Mapping[int, int]:
-    """Return the round, from 0, in which each low-rank block's first range sketch is sent; its projection is the next.
-
-    Level in bytes up and down: largest blocks first, each where the largest of its rounds is least full.
-    """
-    low_rank = frozenset(index for index, block in enumerate(blocks) if block.is_low_rank)
-    passes = [_block_bytes(blocks, due, config.wire) for due in (Due(range=low_rank), Due(project=low_rank))]
-    base = _block_bytes(blocks, Due(), config.wire)
-    costs = {index: [max(0, sizes[index] - base[index]) for sizes in passes] for index in low_rank}
-    window = min(MOST_OFFSETS, math.lcm(*(refresh_rounds(config, blocks[index]) for index in low_rank)))
-    load, offsets = [0] * window, {}
-    for index in sorted(low_rank, key=lambda index: (-sum(costs[index]), index)):
-        period = min(window, refresh_rounds(config, blocks[index]))
-
-        def after(offset: int, index: int = index, period: int = period) -> dict[int, int]:
-            """Return the load of the block's rounds if its first one were ``offset``."""
-            rounds: dict[int, int] = {}
-            for first in range(offset, window, period):
-                for later, cost in enumerate(costs[index]):
-                    at = (first + later) % window
-                    rounds[at] = rounds.get(at, load[at]) + cost
-            return rounds
-
-        offset = min(range(period), key=lambda offset: (max(after(offset).values()), offset))
-        for at, loaded in after(offset).items():
-            load[at] = loaded
-        offsets[index] = offset
-    return offsets
-
-
-def _block_bytes(blocks: Sequence[Block], due: Due, wire: WireConfig) -> list[int]:
-    """Return the bytes of each block up and down, before compression."""
-    sizes = [0] * len(blocks)
-    for slot in (*upload_slots(blocks, due, wire), *published_slots(blocks, due, wire)):
-        sizes[slot.block] += slot.raw_bytes
-    return sizes
 
 
 def basis_number(config: RunConfig, block: Block, round: int) -> int:

@@ -5,10 +5,9 @@ drawn from a normal distribution, and those of a run are spread otherwise. The q
 its 8-bit cores and 0.61 of those of its 16-bit means of three; this says 0.88 and 0.54.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -20,15 +19,15 @@ from tsr_swarm.lowrank.basis import random_basis
 from tsr_swarm.lowrank.grid import Grid, dense_grid
 from tsr_swarm.lowrank.packed import packed_bytes
 from tsr_swarm.optim.inner_optimizer import inner_optimizer
-from tsr_swarm.optim.periods import due_blocks, own_moment_periods, refresh_rounds
+from tsr_swarm.optim.periods import cycle_rounds, due_blocks
 from tsr_swarm.optim.publish import publish
 from tsr_swarm.optim.quantise import quantise_slot
+from tsr_swarm.optim.turns import MOST_ROUNDS
 from tsr_swarm.plan.baseline_costs import FLOAT, numbers
 from tsr_swarm.plan.costs import ExchangeCost, Memory, MethodCost
 from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.wire.codec import encode
 
-MOST_ROUNDS = 2_000  # periods without a common multiple up to here are averaged over the first so many rounds
 _BASIS = 2  # bytes of the int16 that a basis is kept in
 
 _SlotsOf = Callable[[Sequence[Block], Due, WireConfig], Sequence[Slot]]
@@ -78,19 +77,26 @@ def own_exchange(config: RunConfig, blocks: Sequence[Block], shares: Shares) -> 
 def raw_bytes(config: RunConfig, blocks: Sequence[Block], slots_of: _SlotsOf) -> list[Mapping[str, int]]:
     """Return the bytes of each round by payload kind, before compression.
 
-    The rounds are those of one common period of refreshes and moments, the second one: the first round of a run still
-    lacks what ends a refresh. ``slots_of``: upload_slots or published_slots.
+    The rounds are those of ``cycle``. ``slots_of``: upload_slots or published_slots.
     """
     by_due: dict[Due, Mapping[str, int]] = {}
     rounds = []
-    window = _window(config, blocks)
-    first = 1 if window == MOST_ROUNDS else window + 1
-    for round in range(first, first + window):
-        due = due_blocks(config, blocks, round)
+    for due in cycle(config, blocks):
         if due not in by_due:
             by_due[due] = _by_kind(slots_of(blocks, due, config.wire))
         rounds.append(by_due[due])
     return rounds
+
+
+def cycle(config: RunConfig, blocks: Sequence[Block]) -> list[Due]:
+    """Return what is due in each round of one common period of refreshes and moments.
+
+    The second one: the first round of a run still lacks what ends a refresh. Periods without a common multiple up to
+    turns.MOST_ROUNDS are taken over the first so many rounds.
+    """
+    window = cycle_rounds(config, blocks)
+    first = 1 if window == MOST_ROUNDS else window + 1
+    return [due_blocks(config, blocks, round) for round in range(first, first + window)]
 
 
 def mean_bytes(rounds: Sequence[Mapping[str, int]]) -> dict[str, float]:
@@ -106,6 +112,7 @@ def own_memory(config: RunConfig, blocks: Sequence[Block]) -> Memory:
 
     Where both kinds of peer may join it is that of a full one, which needs more. A core peer's residual is counted as
     it is after the first refresh. A LoRDO peer keeps moments of rank r, their basis, and error feedback of full size.
+    Bases have the most ranges with them that wait for their projection at once.
     """
     optimizer = config.optimizer
     is_core = optimizer.local_space == "core"
@@ -127,13 +134,18 @@ def own_memory(config: RunConfig, blocks: Sequence[Block]) -> Memory:
     return Memory(
         weights=2 * numbers(blocks) * FLOAT,
         optimizer=moments * FLOAT,
-        bases=_basis_numbers(blocks) * (_BASIS + (FLOAT if is_core else 0)) + projections * FLOAT,
+        bases=_basis_numbers(blocks) * (_BASIS + (FLOAT if is_core else 0))
+        + projections * FLOAT
+        + _most_pending(config, blocks) * _BASIS,
         residual=displacement * FLOAT + residual,
     )
 
 
 def state_bytes(config: RunConfig, blocks: Sequence[Block]) -> int:
-    """Return what a peer downloads when it joins: weights, and bases that it cannot draw, before compression."""
+    """Return what a peer downloads when it joins: weights, and bases that it cannot draw, before compression.
+
+    The ranges of refreshes that are under way just then are not counted.
+    """
     bases = 0 if config.optimizer.aim == "seed" else _basis_numbers(blocks)
     return numbers(blocks) * FLOAT + bases * _BASIS
 
@@ -142,10 +154,10 @@ def _basis_numbers(blocks: Sequence[Block]) -> int:
     return sum(block.basis_size for block in blocks if block.is_low_rank)
 
 
-def _window(config: RunConfig, blocks: Sequence[Block]) -> int:
-    periods = {refresh_rounds(config, block) for block in blocks if block.is_low_rank}
-    periods |= {period // config.periods.k_x for period in own_moment_periods(config) if period}
-    return min(MOST_ROUNDS, math.lcm(*periods)) if periods else 1
+def _most_pending(config: RunConfig, blocks: Sequence[Block]) -> int:
+    """Return the numbers of the published ranges that are kept for the next round, the most at once."""
+    sizes = [block.sketch_width * block.rows for block in blocks]
+    return max(sum(sizes[index] for index in due.range) for due in cycle(config, blocks))
 
 
 def _by_kind(slots: Sequence[Slot]) -> Mapping[str, int]:
@@ -171,11 +183,7 @@ def wire_shares(config: RunConfig, peers: int) -> Shares:
     generator = torch.Generator().manual_seed(0)
     sent: dict[str, float] = {}
     received: dict[str, float] = {}
-    periods = config.periods
-    # the sample's one matrix sends its range in the first round of a refresh, its projection in the second
-    dues = [due_blocks(config, _SAMPLE, round) for round in (1, 2)]
-    all_due = [replace(due, first=periods.k_u != 0, second=periods.k_v != 0) for due in dues]
-    for due in dict.fromkeys((*all_due, Due())):
+    for due in dict.fromkeys((_all_due(cycle(config, _SAMPLE)), Due())):
         uploads = upload_slots(_SAMPLE, due, config.wire)
         peer_grids = [_draw(uploads, generator) for _ in range(min(peers, _MOST_PEERS))]
         mean = {slot: torch.stack([grids[slot].numbers() for grids in peer_grids]).mean(0) for slot in uploads}
@@ -184,6 +192,19 @@ def wire_shares(config: RunConfig, peers: int) -> Shares:
         sent |= _shares(uploads, peer_grids[0], config.wire)
         received |= _shares(slots, publish(mean, slots, _SAMPLE, bases), config.wire)
     return Shares(sent, received)
+
+
+def _all_due(rounds: Sequence[Due]) -> Due:
+    """Return a round in which peers send all that they do in any of ``rounds``."""
+    none = frozenset[int]()
+    return Due(
+        tangent=none.union(*(due.tangent for due in rounds)),
+        range=none.union(*(due.range for due in rounds)),
+        project=none.union(*(due.project for due in rounds)),
+        choose=none.union(*(due.choose for due in rounds)),
+        first=none.union(*(due.first for due in rounds)),
+        second=none.union(*(due.second for due in rounds)),
+    )
 
 
 def _draw(slots: Sequence[Slot], generator: torch.Generator) -> dict[Slot, Grid]:

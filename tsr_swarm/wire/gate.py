@@ -108,7 +108,9 @@ def max_published_bytes(manifest: Manifest) -> int:
     """An upper bound of one round's published bytes, whatever is due and however it is sharded."""
     low_rank = frozenset(i for i, block in enumerate(manifest.blocks) if block.is_low_rank)
     worst: Counter[int] = Counter()
-    moments = Due(first=manifest.config.periods.k_u != 0, second=manifest.config.periods.k_v != 0)
+    of_moments = frozenset(i for i, block in enumerate(manifest.blocks) if block.moment_shape)
+    periods, none = manifest.config.periods, frozenset[int]()
+    moments = Due(first=of_moments if periods.k_u != 0 else none, second=of_moments if periods.k_v != 0 else none)
     aims = (moments, replace(moments, range=low_rank, project=low_rank), replace(moments, choose=low_rank))
     for due in (*aims, *(replace(due, tangent=low_rank) for due in aims)):
         sizes: Counter[int] = Counter()

@@ -181,13 +181,13 @@ def plan_to_proto(plan: RoundPlan) -> pb.RoundPlan:
         choose=sorted(plan.due.choose),
         draw=[block for block, _ in plan.due.draw],
         draw_numbers=[number for _, number in plan.due.draw],
-        first=plan.due.first,
-        second=plan.due.second,
+        first=sorted(plan.due.first),
+        second=sorted(plan.due.second),
     )
 
 
 def plan_from_proto(message: pb.RoundPlan, blocks: Sequence[Block]) -> RoundPlan:
-    """Read an announcement for the manifest's ``blocks``: due blocks are low-rank."""
+    """Read an announcement for the manifest's ``blocks``: due blocks are low-rank, or have what is to be averaged."""
     require_between("round", message.round, 1, MAX_ROUND)
     require_between("first_step", message.first_step, 0, MAX_ROUND * MAX_STEPS)
     require_between("steps", message.steps, 1, MAX_STEPS)
@@ -202,8 +202,8 @@ def plan_from_proto(message: pb.RoundPlan, blocks: Sequence[Block]) -> RoundPlan
         project=_due(message.project, "project", blocks),
         choose=_due(message.choose, "choose", blocks),
         draw=_draws(message, blocks),
-        first=message.first,
-        second=message.second,
+        first=_due_moments(message.first, "first", blocks),
+        second=_due_moments(message.second, "second", blocks),
     )
     both = sorted(due.choose & (due.range | due.project))
     require(not both, "choose", both[:8], "none of the blocks in range and project")
@@ -306,8 +306,7 @@ def chain_hash(
         parent,
         _numbers([plan.round, plan.first_step, plan.steps]),
         struct.pack("<ddd", plan.lr_first, plan.lr_last, plan.decay),
-        *(_numbers(sorted(blocks)) for blocks in (due.tangent, due.range, due.project, due.choose)),
-        _numbers([due.first, due.second]),
+        *(_numbers(sorted(some)) for some in (due.tangent, due.range, due.project, due.choose, due.first, due.second)),
         _numbers([plan.seed, *(value for pair in due.draw for value in pair)]),
         bytes.fromhex(plan.parent),
         _numbers([len(shard_blocks), len(results), len(voters)]),
@@ -342,4 +341,11 @@ def _draws(message: pb.RoundPlan, blocks: Sequence[Block]) -> tuple[tuple[int, i
 def _due(indices: Sequence[int], field: str, blocks: Sequence[Block]) -> frozenset[int]:
     require_ascending(field, indices, len(blocks))
     require(all(blocks[index].is_low_rank for index in indices), field, list(indices[:8]), "low-rank blocks")
+    return frozenset(indices)
+
+
+def _due_moments(indices: Sequence[int], field: str, blocks: Sequence[Block]) -> frozenset[int]:
+    require_ascending(field, indices, len(blocks))
+    have = all(blocks[index].moment_shape for index in indices)
+    require(have, field, list(indices[:8]), "blocks with moments in shared bases")
     return frozenset(indices)

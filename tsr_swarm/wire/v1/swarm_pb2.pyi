@@ -131,7 +131,7 @@ class StateChunk(_message.Message):
     def __init__(self, index: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class RoundPlan(_message.Message):
-    __slots__ = ("round", "first_step", "steps", "lr_first", "lr_last", "decay", "tangent", "parent", "draw", "draw_numbers", "seed", "choose", "first", "second", "range", "project")
+    __slots__ = ("round", "first_step", "steps", "lr_first", "lr_last", "decay", "tangent", "parent", "draw", "draw_numbers", "seed", "choose", "range", "project", "first", "second")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     FIRST_STEP_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -144,10 +144,10 @@ class RoundPlan(_message.Message):
     DRAW_NUMBERS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     CHOOSE_FIELD_NUMBER: _ClassVar[int]
-    FIRST_FIELD_NUMBER: _ClassVar[int]
-    SECOND_FIELD_NUMBER: _ClassVar[int]
     RANGE_FIELD_NUMBER: _ClassVar[int]
     PROJECT_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    SECOND_FIELD_NUMBER: _ClassVar[int]
     round: int
     first_step: int
     steps: int
@@ -160,11 +160,11 @@ class RoundPlan(_message.Message):
     draw_numbers: _containers.RepeatedScalarFieldContainer[int]
     seed: int
     choose: _containers.RepeatedScalarFieldContainer[int]
-    first: bool
-    second: bool
     range: _containers.RepeatedScalarFieldContainer[int]
     project: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, round: _Optional[int] = ..., first_step: _Optional[int] = ..., steps: _Optional[int] = ..., lr_first: _Optional[float] = ..., lr_last: _Optional[float] = ..., decay: _Optional[float] = ..., tangent: _Optional[_Iterable[int]] = ..., parent: _Optional[bytes] = ..., draw: _Optional[_Iterable[int]] = ..., draw_numbers: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., choose: _Optional[_Iterable[int]] = ..., first: _Optional[bool] = ..., second: _Optional[bool] = ..., range: _Optional[_Iterable[int]] = ..., project: _Optional[_Iterable[int]] = ...) -> None: ...
+    first: _containers.RepeatedScalarFieldContainer[int]
+    second: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, round: _Optional[int] = ..., first_step: _Optional[int] = ..., steps: _Optional[int] = ..., lr_first: _Optional[float] = ..., lr_last: _Optional[float] = ..., decay: _Optional[float] = ..., tangent: _Optional[_Iterable[int]] = ..., parent: _Optional[bytes] = ..., draw: _Optional[_Iterable[int]] = ..., draw_numbers: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., choose: _Optional[_Iterable[int]] = ..., range: _Optional[_Iterable[int]] = ..., project: _Optional[_Iterable[int]] = ..., first: _Optional[_Iterable[int]] = ..., second: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Record(_message.Message):
     __slots__ = ("round", "chain", "parent", "voters")
