@@ -166,7 +166,7 @@ def test_presets_are_arms_beside_the_methods(elsewhere: Path, capsys: pytest.Cap
     adam = specs["tsr", "core", "adam"]
     assert adam["optimizer"]["lr"] == 0.003
     assert {key: adam["periods"][key] for key in ("k_x", "k_u", "k_v", "k_r")} == {
-        "k_x": 3, "k_u": 9, "k_v": 18, "k_r": 15,
+        "k_x": 3, "k_u": 72, "k_v": 144, "k_r": 48,
     }  # fmt: skip
     assert specs["tsr", "full", "adam"]["wire"]["sketch_bits"] == 16
     rows = [line.split(" | ")[0].strip("| ") for line in Path("out/results.md").read_text().splitlines() if "|" in line]

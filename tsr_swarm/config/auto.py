@@ -49,6 +49,6 @@ def embedding_rank_for(aim: str, hidden: int, vocabulary: int, rank: int | str) 
     is_small = vocabulary <= SMALL_VOCABULARY
     if aim in ("seed", "dct"):
         return ("1/1" if rank == ALL else "1/2") if is_small else rank_for(aim, hidden)
-    if aim == "gradient":
-        return "d/2" if is_small else "d/8"
-    return "d/4" if is_small else "d/16"
+    if not is_small:
+        return "d/16"  # one sketch of 32,000 tokens then weighs less than all else of a round
+    return "d/2" if aim == "gradient" else "d/4"
