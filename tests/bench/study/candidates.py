@@ -1,10 +1,16 @@
 """What the study compares: our own method in its variants, and its baselines, each at the rates it is tuned over."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tsr_swarm.config.presets import preset_keys
+from tsr_swarm.config.run import PeriodsConfig
+
+K_X = PeriodsConfig().k_x
 ADAM_RATES = (1.5e-3, 3e-3, 6e-3)
+LORDO_RATES = (3e-3, 6e-3, 1e-2)
 MUON_RATES = (1e-2, 3e-2, 6e-2)
 
 
@@ -18,10 +24,22 @@ class Candidate:
     overrides: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     is_finalist: bool = False  # goes on to the long runs, at its best rate
+    is_preset: bool = False  # of the run file only model, data and round count
 
 
 def ours(name: str, *overrides: str, rates: tuple[float, ...] = (3e-2,), final: bool = False) -> Candidate:
     return Candidate(name=name, overrides=overrides, rates=rates, is_finalist=final)
+
+
+def preset(name: str, rates: tuple[float, ...], final: bool = False) -> Candidate:
+    """Ours as a preset sets it."""
+    overrides = tuple(f"{key}={json.dumps(value)}" for key, value in preset_keys(name, K_X).items())
+    return Candidate(name=f"preset {name}", overrides=overrides, rates=rates, is_finalist=final, is_preset=True)
+
+
+def bare(file: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of a run file that say what is trained and on what, not how."""
+    return {section: file[section] for section in ("run", "model", "data", "round")}
 
 
 def baseline(
@@ -46,6 +64,10 @@ DENSE, DENSE_MUON = "dense averaging, AdamW", "dense averaging, Muon"
 
 CORE = (
     ours(OURS, rates=(*MUON_RATES, 1e-1), final=True),
+    preset("lordo", LORDO_RATES, final=True),
+    preset("tsr-adam", (*ADAM_RATES, 1e-2), final=True),
+    preset("sketch", ADAM_RATES),
+    preset("tsr-adam-dct", ADAM_RATES),
     baseline(DENSE, "diloco", outer="average", final=True),
     baseline(DENSE_MUON, "diloco", MUON_RATES, outer="average", inner="muon", final=True),
     ours("ours, rank d/4", *ranks("d/4", "1/4"), rates=(3e-2, 6e-2), final=True),

@@ -5,25 +5,22 @@ it grows with the model, as that of TSR-Adam does in its paper (Dang et al., arX
 million parameters, 0.34 at a billion).
 """
 
-import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.study.candidates import ADAM_RATES, MUON_RATES, Candidate, baseline, ours
+from tests.bench.study.candidates import ADAM_RATES, LORDO_RATES, MUON_RATES, Candidate, bare, baseline, preset
 from tests.bench.study.comparison import best_run
 from tests.bench.study.stages import RunStore
 from tests.bench.study.tuning import rates_to_try
 from tsr_swarm.config.load import apply_overrides, run_config_from_mapping
-from tsr_swarm.config.presets import preset_keys
-from tsr_swarm.config.run import PeriodsConfig, RunConfig
+from tsr_swarm.config.run import RunConfig
 from tsr_swarm.simulate.heterogeneity import Heterogeneity
 from tsr_swarm.simulate.result import RunResult
 from tsr_swarm.simulate.run_spec import RunSpec
 from tsr_swarm.train.llama import parameter_count
 
 HERE = Path(__file__).parent
-K_X = PeriodsConfig().k_x
 STEP_MULTIPLE = 120  # every arm's period divides it
 # Between rates that do not follow the width and those of Adam's matrices under maximal update parametrisation, which
 # fall as 1 / width (Yang et al., arXiv 2203.03466, Table 3): an arm has one rate for both kinds of parameters.
@@ -46,8 +43,7 @@ class Rung:
 
     def config(self, *overrides: str) -> RunConfig:
         file = tomllib.loads((HERE / self.setting).read_text("utf-8"))
-        table = {section: file[section] for section in ("run", "model", "data", "round")}
-        return run_config_from_mapping(apply_overrides(table, [*self.overrides, *overrides]))
+        return run_config_from_mapping(apply_overrides(bare(file), [*self.overrides, *overrides]))
 
     @property
     def width(self) -> int:
@@ -126,21 +122,16 @@ class Ladder:
         )
 
 
-def preset(name: str, rates: tuple[float, ...]) -> Candidate:
-    """Ours as a preset sets it."""
-    return ours(name, *(f"{key}={json.dumps(value)}" for key, value in preset_keys(name, K_X).items()), rates=rates)
-
-
 CEILING = "data-parallel Muon"
 DILOCO = "DiLoCo-Muon, 3 bits"
-SIX = ("lean", "rich", "tsr-adam", "lordo", DILOCO, CEILING)
-FOUR = ("lean", "lordo", DILOCO, CEILING)
+SIX = ("preset lean", "preset rich", "preset tsr-adam", "preset lordo", DILOCO, CEILING)
+FOUR = ("preset lean", "preset lordo", DILOCO, CEILING)
 LADDER = Ladder(
     arms=(
         preset("lean", MUON_RATES),
         preset("rich", MUON_RATES),
         preset("tsr-adam", ADAM_RATES),
-        preset("lordo", (3e-3, 6e-3, 1e-2)),
+        preset("lordo", LORDO_RATES),
         baseline(DILOCO, "diloco", MUON_RATES, outer="average", bits=3, inner="muon"),
         baseline(CEILING, "ddp", MUON_RATES, bits=16, inner="muon"),
     ),

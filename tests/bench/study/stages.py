@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.bench.json_lines import JsonLines
-from tests.bench.study.candidates import CORE, FULL, Candidate
+from tests.bench.study.candidates import CORE, FULL, Candidate, bare
 from tests.bench.study.comparison import best_run, loss_of
 from tests.bench.study.tuning import rates_to_try
 from tsr_swarm.config.load import apply_overrides, run_config_from_mapping
@@ -70,9 +70,9 @@ class Stage:
     def finalists(self) -> tuple[Candidate, ...]:
         return tuple(candidate for candidate in self.candidates if candidate.is_finalist)
 
-    def config(self, *overrides: str) -> RunConfig:
-        table = tomllib.loads((HERE / self.setting).read_text("utf-8"))
-        return run_config_from_mapping(apply_overrides(table, overrides))
+    def config(self, *overrides: str, is_preset: bool = False) -> RunConfig:
+        file = tomllib.loads((HERE / self.setting).read_text("utf-8"))
+        return run_config_from_mapping(apply_overrides(bare(file) if is_preset else file, overrides))
 
     def search_specs(self, store: RunStore, candidate: Candidate) -> list[RunSpec]:
         """The short runs of a candidate, one a rate: those it lists, and further ones where the best is at an edge."""
@@ -109,9 +109,10 @@ class Stage:
         return [] if rate is None else [self._spec(candidate, rate, seed, self.final_steps) for seed in seeds]
 
     def _spec(self, candidate: Candidate, rate: float, seed: int, steps: int) -> RunSpec:
+        overrides = *candidate.overrides, f"optimizer.lr={rate}", f"run.seed={seed}"
         return RunSpec(
             method=candidate.method,
-            config=self.config(*candidate.overrides, f"optimizer.lr={rate}", f"run.seed={seed}"),
+            config=self.config(*overrides, is_preset=candidate.is_preset),
             settings=candidate.settings,
             peers=self.peers,
             steps=steps,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.bench.study import __main__ as study
-from tests.bench.study.candidates import baseline
-from tests.bench.study.ladder import LADDER, RATE_EXPONENT, Ladder, Rung, preset
+from tests.bench.study.candidates import baseline, preset
+from tests.bench.study.ladder import LADDER, RATE_EXPONENT, Ladder, Rung
 from tests.bench.study.ladder_page import trend_text, write_ladder
 from tests.bench.study.stages import RunStore
 from tests.bench.study.test_bench_study import fake_result
@@ -101,10 +101,13 @@ def test_the_page_tells_distances_by_size_and_what_becomes_of_them(tmp_path: Pat
         for name in rung.arms:
             for spec in LADDER.final_specs(store, rung, name):
                 if store.load(spec) is None:
-                    save(store, spec, 2.0 + 0.1 * spec.seed + (0.1 * number if name == "lean" else 0.0))
+                    save(store, spec, 2.0 + 0.1 * spec.seed + (0.1 * number if name == "preset lean" else 0.0))
     text = write_ladder(LADDER, store, tmp_path).read_text("utf-8")
-    assert "| lean | +0.000 (+0.000 to +0.000) | +0.100 (+0.100 to +0.100) | +0.200 | grows: +0.0% to +10.0% |" in text
-    assert "| rich | +0.000 (+0.000 to +0.000) | +0.000 (+0.000 to +0.000) | - | stays: +0.0% to +0.0% |" in text
+    assert (
+        "| preset lean | +0.000 (+0.000 to +0.000) | +0.100 (+0.100 to +0.100) | +0.200 | grows: +0.0% to +10.0% |"
+        in text
+    )
+    assert "| preset rich | +0.000 (+0.000 to +0.000) | +0.000 (+0.000 to +0.000) | - | stays: +0.0% to +0.0% |" in text
     assert "pending" not in text
     assert "at an edge" not in text
 
