@@ -100,7 +100,7 @@ class OptimizerConfig(ConfigSection):
     local_space: str = "core"  # core | full | mixed: what a peer moves between rounds
     aim: str = "seed"  # seed | gradient | displacement | dct: what the next basis is made from
     oversampling: int = 8  # of gradient: columns of a range sketch beyond the rank
-    rank: int | str = "auto"  # a number, a share of the hidden size "d/2", or of each side "1/2"; auto: by aim
+    rank: int | str = "auto"  # a number, "d/2" of the width, "1/2" of a side; auto: d/2, gradient d/4, displacement d/8
     embedding_rank: int | str = "auto"  # likewise, by the vocabulary too
     lr: float | str = "auto"  # auto: 0.03 with muon, 0.003 adam, 0.006 lordo; a core's steps: times update_scale
     update_scale: float = 0.0  # 0: such that a core step is as long as a dense one
