@@ -384,7 +384,7 @@ def decode_stamped(line: str) -> Stamped | None:
 
 def _from_dict(document: Any) -> Stamped:
     cls = EVENT_TYPES[document["event"]]
-    optional = {f.name for f in fields(cls) if f.default is not MISSING}
+    optional = {f.name for f in fields(cls) if (f.default, f.default_factory) != (MISSING, MISSING)}
     values = {
         name: read_as(hint, document.get(name))
         for name, hint in _HINTS[cls].items()
