@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.telemetry.examples import ANY_EVENT, progress
+from tests.telemetry.examples import ANY_EVENT, FINISHED, progress
 from tsr_swarm.telemetry import events as e
 from tsr_swarm.telemetry.events import EVENT_TYPES, MAX_LINE, decode, decode_stamped, encode, event_name, to_dict
 
@@ -53,10 +53,11 @@ def test_each_event_has_a_name_of_its_own() -> None:
 
 def test_unknown_fields_are_left_out_and_those_with_a_default_may_be_missing() -> None:
     assert decode('{"event": "warning", "time": 1, "message": "x", "since": 3}') == e.Warned(message="x")
-    event = e.PayloadReceived(round=1, peer="ab", name="otter", seconds=2.0, wire_bytes=3)
-    document = to_dict(event, 1.0)
-    del document["local_loss"]
-    assert decode(json.dumps(document)) == event
+    payload = e.PayloadReceived(round=1, peer="ab", name="otter", seconds=2.0, wire_bytes=3)
+    for event, missing in ((payload, "local_loss"), (FINISHED, "by_kind")):
+        document = to_dict(event, 1.0)
+        del document[missing]
+        assert decode(json.dumps(document)) == event
 
 
 def test_a_loss_that_is_no_number_is_written_as_null() -> None:
