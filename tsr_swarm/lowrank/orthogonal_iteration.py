@@ -31,10 +31,11 @@ def range_of(sketch: Grid, old: Tensor) -> Tensor | None:
     """Return an orthonormal basis (M, R) of the range of a published ``sketch`` Y^T (R, M), as 12-bit int16.
 
     The order of Y's columns stays. Directions that it lacks are those of ``old`` (M, R), the basis so far. None for a
-    sketch of zeros, which aims at nothing. The same bits on every machine.
+    sketch of zeros, which aims at nothing. The same bits on every machine. Raises RunError for a rank above 4096.
     """
     rows = exact_integers(sketch.values, _SKETCH_BITS)
     rank, size = rows.shape
+    require_exact_rank(rank)
     if not rows.any() or size > _MAX_ROWS:
         return None
     found = _independent(rows)
@@ -51,7 +52,6 @@ def _independent(rows: Tensor) -> list[int]:
 
 def _orthonormal(rows: Tensor) -> Tensor:
     """Return independent ``rows`` Y^T (R, M) made orthonormal, (M, R): T from Y^T Y, and then Y T in integers."""
-    require_exact_rank(len(rows))
     factor, _ = _eliminate(_gram(rows))
     exponents = [exponent_for(largest, _FACTOR_BITS) for largest in np.abs(factor).max(axis=0).tolist()]
     integers = torch.from_numpy(np.rint(factor * _powers_of_two([-e for e in exponents])))
