@@ -52,4 +52,4 @@ def test_unlike_machines_stay_bit_identical_under_every_preset(preset: str, fold
     done = tsr_swarm(folder, *UNLIKE, "--preset", preset, *short)
     assert_bit_identical(events_of(done.stdout))
     finished = events_of(done.stdout)[-1]["by_kind"]
-    assert bool(finished.get("tangent", 0) + finished.get("gradient", 0)) == (preset != "rich")
+    assert bool(finished.get("sketch", 0) + finished.get("gradient", 0)) == (preset != "rich")

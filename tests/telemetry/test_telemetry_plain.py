@@ -35,7 +35,7 @@ LINES: list[tuple[e.Event, str | None]] = [
         "needs 99 B (11x)",
     ),
     (
-        replace(FINISHED, by_kind={"tangent": 4, "gradient": 1, "core": 3, "dense": 1}),
+        replace(FINISHED, by_kind={"sketch": 4, "gradient": 1, "core": 3, "dense": 1}),
         "run finished after 10 rounds (10 rounds done): loss 5.000 to 2.000, 9 B on the wire, of it 5 B sketches and "
         "3 B cores, where dense training needs 99 B (11x)",
     ),

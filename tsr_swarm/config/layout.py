@@ -28,7 +28,7 @@ class PayloadKind(StrEnum):
     """How bytes are counted and shown."""
 
     CORE = "core"
-    TANGENT = "tangent"
+    SKETCH = "sketch"  # of displacements
     GRADIENT = "gradient"
     MOMENT = "moment"
     DENSE = "dense"
@@ -68,6 +68,7 @@ class Part(StrEnum):
 
 
 _KINDS = {
+    "tangent": PayloadKind.SKETCH,
     "range": PayloadKind.GRADIENT,
     "projection": PayloadKind.GRADIENT,
     "energy": PayloadKind.GRADIENT,

@@ -12,7 +12,7 @@ from tsr_swarm.telemetry.plain import describe, is_alert, name_of
 from tsr_swarm.telemetry.snapshot import LEFT, LogLine, PeerView, RoundPoint, SwarmSnapshot
 from tsr_swarm.telemetry.text import clean
 
-KINDS = ("core", "tangent", "gradient", "moment", "dense", "basis", "state", "control")
+KINDS = ("core", "sketch", "gradient", "moment", "dense", "basis", "state", "control")
 OTHER_KIND = "other"
 LOG_LINES = 200
 HISTORY_POINTS = 4000

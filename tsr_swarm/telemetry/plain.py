@@ -17,7 +17,7 @@ from tsr_swarm.telemetry.text import (
 )
 
 FRAGILE = "a single point of failure: if it goes, the run waits for it"
-_SKETCHES = "tangent", "gradient"  # kinds of payload: of updates, and of gradients
+_SKETCHES = "sketch", "gradient"  # kinds of payload: of updates, and of gradients
 _DIGITS = 12  # of a digest: enough to compare by eye
 
 
