@@ -8,33 +8,25 @@ examples/results/refresh.md, the picture beside it.
 
 import argparse
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from tests.bench.tables import RESULTS, table, write_page
 from tsr_swarm.config.blocks import Block
-from tsr_swarm.config.layout import Slot, published_slots, upload_slots
+from tsr_swarm.config.layout import SlotsOf, published_slots, upload_slots
 from tsr_swarm.config.load import configure
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import RunConfig, WireConfig
-from tsr_swarm.optim.periods import due_blocks
 from tsr_swarm.plan.costs import MODEL_SIZES
-from tsr_swarm.plan.own_costs import blocks_of, wire_shares
+from tsr_swarm.plan.own_costs import blocks_of, cycle, raw_bytes, wire_shares
 
 PRESET, SIZE, PEERS, CYCLES = "tsr-adam", "60M", 8, 2
 PICTURE = "refresh-bytes.png"
-Layout = Callable[[Sequence[Block], Due, WireConfig], tuple[Slot, ...]]
-Rounds = Mapping[str, Sequence[Due]]  # what is due in each round, by how refreshes are spread
-
-
-def planned(config: RunConfig, blocks: Sequence[Block], rounds: int) -> Sequence[Due]:
-    """What is really due, in a run that has gone on for a cycle."""
-    return [due_blocks(config, blocks, rounds + round) for round in range(1, rounds + 1)]
 
 
 def at_once(config: RunConfig, blocks: Sequence[Block], rounds: int) -> Sequence[Due]:
-    """The same with all blocks' range sketches, projections and moments in the same rounds."""
+    """What would be due with all blocks' range sketches, projections and moments in the same rounds."""
     every = frozenset(index for index, block in enumerate(blocks) if block.is_low_rank)
     none = frozenset[int]()
     first, second = (int(period) // config.periods.k_x for period in (config.periods.k_u, config.periods.k_v))
@@ -51,15 +43,12 @@ def at_once(config: RunConfig, blocks: Sequence[Block], rounds: int) -> Sequence
     return [due(round) for round in range(1, rounds + 1)]
 
 
-def megabytes(config: RunConfig, blocks: Sequence[Block], dues: Sequence[Due], layout: Layout) -> list[float]:
+def megabytes(
+    blocks: Sequence[Block], wire: WireConfig, rounds: Sequence[Due], slots_of: SlotsOf, shares: Mapping[str, float]
+) -> list[float]:
     """MB of a peer in each round, as on the wire."""
-    measured = wire_shares(config, PEERS)
-    shares = measured.sent if layout is upload_slots else measured.received
-    sizes = {
-        due: sum(slot.raw_bytes * shares[slot.part.kind] for slot in layout(blocks, due, config.wire))
-        for due in set(dues)
-    }
-    return [sizes[due] / 1e6 for due in dues]
+    by_kind = raw_bytes(blocks, wire, rounds, slots_of)
+    return [sum(count * shares[kind] for kind, count in kinds.items()) / 1e6 for kinds in by_kind]
 
 
 def draw(path: Path, by_way: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
@@ -84,11 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     config = replace(configure({"run": {"preset": PRESET}}, environ={}), model=MODEL_SIZES[SIZE].model).definite()
     blocks = blocks_of(config)
-    rounds = CYCLES * int(config.periods.k_v) // config.periods.k_x
-    spread: Rounds = {"all at once": at_once(config, blocks, rounds), "in turn": planned(config, blocks, rounds)}
+    in_turn, shares = cycle(config, blocks) * CYCLES, wire_shares(config, PEERS)
+    spread = {"all at once": at_once(config, blocks, len(in_turn)), "in turn": in_turn}
+    ways = (("sent", upload_slots, shares.sent), ("received", published_slots, shares.received))
     by_way = {
-        way: {name: megabytes(config, blocks, dues, layout) for name, dues in spread.items()}
-        for way, layout in (("sent", upload_slots), ("received", published_slots))
+        way: {name: megabytes(blocks, config.wire, rounds, slots_of, left) for name, rounds in spread.items()}
+        for way, slots_of, left in ways
     }
     rows = [
         [

@@ -15,6 +15,8 @@ from tsr_swarm.config.manifest import make_manifest
 from tsr_swarm.config.presets import PRESETS, preset_keys
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.errors import ConfigError
+from tsr_swarm.plan.costs import MODEL_SIZES
+from tsr_swarm.plan.own_costs import blocks_of, own_exchange, wire_shares
 from tsr_swarm.train.llama import parameter_shapes
 
 NAMES = st.sampled_from(list(PRESETS))
@@ -107,6 +109,15 @@ def test_the_readme_has_a_row_for_each_preset() -> None:
     text = (Path(__file__).parents[2] / "README.md").read_text()
     table = text.partition("| preset |")[2].partition("\n\n")[0]
     assert re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE) == list(PRESETS)
+    told = re.findall(r"\| ([0-9.]+), ([0-9.]+) \|", table)
+    assert told == [tuple(f"{way:.1f}" for way in megabytes_at_60m(name)) for name in PRESETS]
+
+
+def megabytes_at_60m(preset: str) -> tuple[float, float]:
+    """Sent and received by one of eight peers in a round."""
+    config = configure({"run": {"preset": preset}, "model": asdict(MODEL_SIZES["60M"].model)}, environ={})
+    exchange = own_exchange(config, blocks_of(config), wire_shares(config, peers=8))
+    return exchange.up / 1e6, exchange.down / 1e6
 
 
 @pytest.mark.parametrize("name", ["fat", "", 3, ["lean"], True])

@@ -29,7 +29,7 @@ from tsr_swarm.optim.publish import publish
 from tsr_swarm.plan import own_costs
 from tsr_swarm.plan.baseline_costs import baselines, is_head, paper_counts
 from tsr_swarm.plan.costs import MODEL_SIZES, MethodCost, Scene, default_step_seconds, low_ranks
-from tsr_swarm.plan.own_costs import blocks_of, mean_bytes, own_exchange, raw_bytes, wire_shares
+from tsr_swarm.plan.own_costs import blocks_of, cycle, mean_bytes, own_exchange, raw_bytes, wire_shares
 from tsr_swarm.plan.report import make_report
 from tsr_swarm.plan.search import GOOD_STEPS, LONGEST_STEPS, Fit, find_fit, run_lines
 from tsr_swarm.train.llama import build_model, parameter_shapes
@@ -105,7 +105,7 @@ def test_own_bytes_are_those_that_a_peer_encodes(changes: dict[str, dict[str, An
             for section in encode(tuple(payload), payload, 3)[0]:
                 counts[section.kind] += section.raw_bytes
     for counts, slots_of in ((sent, upload_slots), (received, published_slots)):
-        predicted = mean_bytes(raw_bytes(config, blocks, slots_of))
+        predicted = mean_bytes(raw_bytes(blocks, config.wire, cycle(config, blocks), slots_of))
         assert predicted == pytest.approx({kind: count / window for kind, count in counts.items()})
 
 
@@ -179,9 +179,10 @@ def test_moments_and_refreshes_in_turn_keep_the_largest_round_near_the_mean(pres
 
 def test_refresh_periods_without_a_common_multiple_still_end() -> None:
     config = tiny(periods={"k_x": 1, "k_r": 10_007, "k_r_embedding": 10_009})
-    mean = mean_bytes(raw_bytes(config, blocks_of(config), upload_slots))
+    blocks = blocks_of(config)
+    mean = mean_bytes(raw_bytes(blocks, config.wire, cycle(config, blocks), upload_slots))
     often = tiny(periods={"k_x": 1, "k_r": 1, "k_r_embedding": 1})
-    once = mean_bytes(raw_bytes(often, blocks_of(config), upload_slots))
+    once = mean_bytes(raw_bytes(blocks, often.wire, cycle(often, blocks), upload_slots))
     assert mean["gradient"] == pytest.approx(once["gradient"] / turns.MOST_ROUNDS)
 
 

@@ -2,6 +2,7 @@
 
 AUTO = "auto"
 ALL = "1/1"  # a rank: all directions of both sides
+FREE_SHAPES = ("seed", "dct")  # aims of which no side's basis is made from the other's
 
 WIDE = 1024  # beyond this width cores of half the directions would cost more bytes a token than the text has
 SMALL_VOCABULARY = 4096  # beyond, what is sent of embedding and head at these ranks would outweigh all matrices
@@ -39,7 +40,7 @@ def rank_for(aim: str, hidden: int) -> str:
     Drawn and chosen bases cost nothing or little, so all bytes are the cores': half of the directions, or a third in a
     wide model. A sketch weighs as much as a core of four times its rank or more.
     """
-    if aim in ("seed", "dct"):
+    if aim in FREE_SHAPES:
         return "d/2" if hidden <= WIDE else "d/3"
     return "d/4" if aim == "gradient" else "d/8"
 
@@ -47,8 +48,8 @@ def rank_for(aim: str, hidden: int) -> str:
 def embedding_rank_for(aim: str, hidden: int, vocabulary: int, rank: int | str) -> str:
     """Return the rank of embedding and head, where that of matrices is ``rank``: in a large vocabulary no more."""
     is_small = vocabulary <= SMALL_VOCABULARY
-    if aim in ("seed", "dct"):
-        return ("1/1" if rank == ALL else "1/2") if is_small else rank_for(aim, hidden)
+    if aim in FREE_SHAPES:
+        return (ALL if rank == ALL else "1/2") if is_small else rank_for(aim, hidden)
     if not is_small:
         return "d/16"  # one sketch of 32,000 tokens then weighs less than all else of a round
     return "d/2" if aim == "gradient" else "d/4"

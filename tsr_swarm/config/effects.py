@@ -33,6 +33,10 @@ def _no_sketches(config: RunConfig) -> bool:
     return optimizer.aim == "seed" or (optimizer.aim == "dct" and optimizer.local_space == "core")
 
 
+def _is_full(config: RunConfig) -> bool:
+    return config.optimizer.local_space == "full"
+
+
 def _no_lordo(config: RunConfig) -> bool:
     return config.optimizer.inner != "lordo"
 
@@ -43,21 +47,9 @@ _SKETCHES = "sketches of whole displacements every round: no core is sent"
 
 # adam's betas and eps are no such keys: norms and biases step with adam in every run
 RULES = (
-    Rule(
-        "optimizer.feedback",
-        lambda config: config.optimizer.local_space == "full",
-        f"{_FULL}, where what rounding drops stays in the peer's own weights",
-    ),
-    Rule(
-        "optimizer.residual_bits",
-        lambda config: config.optimizer.local_space == "full",
-        f"{_FULL}, where unsent work stays in the peer's own weights",
-    ),
-    Rule(
-        "optimizer.update_scale",
-        lambda config: config.optimizer.local_space == "full",
-        f"{_FULL}, where no peer steps in a core",
-    ),
+    Rule("optimizer.feedback", _is_full, f"{_FULL}, where what rounding drops stays in the peer's own weights"),
+    Rule("optimizer.residual_bits", _is_full, f"{_FULL}, where unsent work stays in the peer's own weights"),
+    Rule("optimizer.update_scale", _is_full, f"{_FULL}, where no peer steps in a core"),
     Rule(
         "optimizer.gamma",
         lambda config: config.optimizer.local_space == "core",

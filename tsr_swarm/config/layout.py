@@ -5,7 +5,7 @@ Optimizer, wire and reducer all go through these lists in this order.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -54,9 +54,7 @@ class Part(StrEnum):
     MOMENT_FIRST = "moment_first"  # bias-corrected: of a core p x q, LoRDO's rank x the longer side
     MOMENT_SECOND = "moment_second"  # the same
     DENSE = "dense"  # the displacement itself
-    SINGULAR_LEFT = (
-        "singular_left"  # left singular vectors of Q^T G, which turn Q into the new U; p x l, only published
-    )
+    SINGULAR_LEFT = "singular_left"  # left singular vectors of Q^T G, which turn Q into U; p x l, only published
     SINGULAR_RIGHT = "singular_right"  # its right ones, the new V; q x cols, only published
     COLUMNS_LEFT = "columns_left"  # 1 for each column of the transform that is in the new U, 1 x rows, only published
     COLUMNS_RIGHT = "columns_right"  # the same for V, 1 x cols, only published
@@ -111,6 +109,9 @@ class Slot:
         """Length before compression: exponents as int8, mantissas as uint8, then the packed values."""
         body = runs_bytes(self.size, self.bits) if self.has_runs else packed_bytes(self.size, self.bits)
         return self.exponents + self.mantissas + body
+
+
+SlotsOf = Callable[[Sequence[Block], Due, WireConfig], Sequence[Slot]]  # upload_slots, or published_slots
 
 
 def packed_bytes(count: int, bits: int) -> int:
@@ -225,10 +226,12 @@ def _linear(slot: Slot, wire: WireConfig) -> Slot:
     return replace(slot, mantissas=slot.rows, stochastic=wire.rounding == "stochastic")
 
 
-def block_bytes(blocks: Sequence[Block], wire: WireConfig, due: Due = _NO_REFRESH) -> tuple[int, ...]:
-    """Bytes of each block in an upload, by default to a round without refreshes."""
+def block_bytes(
+    blocks: Sequence[Block], wire: WireConfig, due: Due = _NO_REFRESH, slots_of: SlotsOf = upload_slots
+) -> tuple[int, ...]:
+    """Bytes of each block in an upload, or a publication, by default of a round without refreshes."""
     sizes = [0] * len(blocks)
-    for slot in upload_slots(blocks, due, wire):
+    for slot in slots_of(blocks, due, wire):
         sizes[slot.block] += slot.raw_bytes
     return tuple(sizes)
 

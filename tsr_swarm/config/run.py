@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
 
-from tsr_swarm.config.auto import AUTO, rate_for, refresh_steps_for
+from tsr_swarm.config.auto import AUTO, FREE_SHAPES, rate_for, refresh_steps_for
 from tsr_swarm.config.coerce import ConfigSection, require
 from tsr_swarm.errors import ConfigError
 
@@ -191,7 +191,7 @@ class OptimizerConfig(ConfigSection):
     @property
     def has_free_shapes(self) -> bool:
         """Whether a core may have more rows than columns, because no side's basis is made from the other's."""
-        return self.aim in ("seed", "dct")
+        return self.aim in FREE_SHAPES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,11 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tsr_swarm.lowrank.grid import (
-    FIXED_EXPONENT,
-    Grid,
-    integer_limit,
-)
+from tsr_swarm.lowrank.grid import FIXED_EXPONENT, Grid, integer_limit
 
 BASIS_EXPONENT = FIXED_EXPONENT
 BASIS_LIMIT = integer_limit(12)

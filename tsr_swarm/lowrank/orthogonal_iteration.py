@@ -38,39 +38,24 @@ def range_of(sketch: Grid, old: Tensor) -> Tensor | None:
     require_exact_rank(rank)
     if not rows.any() or size > _MAX_ROWS:
         return None
-    found = _independent(rows)
-    if len(found) < rank:
-        rows = torch.cat((rows[found], exact_integers(old.mT, _SKETCH_BITS)))
-        found = _independent(rows)[:rank]
-    return _orthonormal(rows[found])
-
-
-def _independent(rows: Tensor) -> list[int]:
-    """Return the indices of ``rows`` that do not depend on those before them, in order."""
-    return _eliminate(_gram(rows))[1]
-
-
-def _orthonormal(rows: Tensor) -> Tensor:
-    """Return independent ``rows`` Y^T (R, M) made orthonormal, (M, R): T from Y^T Y, and then Y T in integers."""
-    factor, _ = _eliminate(_gram(rows))
+    factor = _orthonormalising(rows)
+    if factor.shape[1] < rank:
+        rows = torch.cat((rows, exact_integers(old.mT, _SKETCH_BITS)))
+        factor = _orthonormalising(rows)[:, :rank]
     exponents = [exponent_for(largest, _FACTOR_BITS) for largest in np.abs(factor).max(axis=0).tolist()]
     integers = torch.from_numpy(np.rint(factor * _powers_of_two([-e for e in exponents])))
-    # |Y| < 2**15, |T| < 2**23, R <= 2**12: every sum stays below 2**50
+    # |Y| < 2**15, |T| < 2**23, R <= 2**12 numbers of a column of T that are not 0: every sum stays below 2**50
     return round12((rows.mT @ integers) * torch.from_numpy(_powers_of_two(exponents)))
 
 
-def _gram(rows: Tensor) -> _Matrix:
-    gram: _Matrix = (rows @ rows.mT).numpy()
-    return gram
+def _orthonormalising(rows: Tensor) -> _Matrix:
+    """Return T for ``rows`` Y^T (K, M): Y T is orthonormal, with a column for each row that differs from those before.
 
-
-def _eliminate(gram: _Matrix) -> tuple[_Matrix, list[int]]:
-    """Return T with T^T G T = I for a Gram matrix G, a column each direction that is kept, and which those are.
-
-    Modified Gram-Schmidt in coordinates of Y: each direction is taken out of all that follow, in G and in T at once.
+    Modified Gram-Schmidt in coordinates of Y: each direction is taken out of all that follow, in Y^T Y and in T.
     """
+    gram: _Matrix = (rows @ rows.mT).numpy()
     size = len(gram)
-    work = np.concatenate((gram, np.eye(size)))  # above what is left of G, below T
+    work = np.concatenate((gram, np.eye(size)))  # above what is left of Y^T Y, below T
     kept: list[int] = []
     for j in range(size):
         energy = float(work[j, j])
@@ -80,7 +65,7 @@ def _eliminate(gram: _Matrix) -> tuple[_Matrix, list[int]]:
         share = work[j, j + 1 :] / energy
         work[:, j + 1 :] -= np.multiply.outer(work[:, j], share)
         work[size:, j] /= math.sqrt(energy)
-    return work[size:, kept], kept
+    return work[size:, kept]
 
 
 def _powers_of_two(exponents: Sequence[int]) -> _Matrix:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Literal
 
 from tsr_swarm.config.blocks import Block, BlockRole
-from tsr_swarm.config.layout import published_slots, upload_slots
+from tsr_swarm.config.layout import block_bytes, published_slots, upload_slots
 from tsr_swarm.config.manifest import Manifest
 from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import OptimizerConfig, RunConfig, WireConfig
@@ -148,11 +148,8 @@ def _extra_bytes(blocks: Sequence[Block], due: Due, wire: WireConfig) -> list[By
     """Return the bytes of each block up and down beyond those of a round with nothing due, before compression."""
     ways = []
     for slots_of in (upload_slots, published_slots):
-        sizes = [0] * len(blocks)
-        for sign, content in ((1, due), (-1, Due())):
-            for slot in slots_of(blocks, content, wire):
-                sizes[slot.block] += sign * slot.raw_bytes
-        ways.append([max(0, size) for size in sizes])
+        sizes = (block_bytes(blocks, wire, content, slots_of) for content in (due, Due()))
+        ways.append([max(0, size - usual) for size, usual in zip(*sizes, strict=True)])
     return list(zip(*ways, strict=True))
 
 

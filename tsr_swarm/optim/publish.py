@@ -60,11 +60,8 @@ def publish(
             grid = unscaled_grid(range_basis(sketch, bases[slot.block], slot.bits))
         elif slot.part is Part.SINGULAR_LEFT:
             whole = replace(slot, rows=slot.cols, cols=blocks[slot.block].cols)
-            projected, known = (
-                _mean_of(by_part, whole, Part.PROJECTION, blocks),
-                known_range(bases[slot.block], slot.cols),
-            )
-            left, right = singular_vectors(known, projected, slot.rows, slot.bits)
+            projected = _mean_of(by_part, whole, Part.PROJECTION, blocks)
+            left, right = singular_vectors(known_range(bases[slot.block], slot.cols), projected, slot.rows, slot.bits)
             grid, grids[slot.block, Part.SINGULAR_RIGHT] = unscaled_grid(left), unscaled_grid(right)
         elif slot.part is Part.SINGULAR_RIGHT:
             grid = grids[slot.block, slot.part]

@@ -6,13 +6,13 @@ its 8-bit cores and 0.61 of those of its 16-bit means of three; this says 0.88 a
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from tsr_swarm.config.blocks import Block, BlockRole, matrix_rank, plan_blocks
-from tsr_swarm.config.layout import Part, Slot, published_slots, upload_slots
+from tsr_swarm.config.layout import Part, Slot, SlotsOf, published_slots, upload_slots
 from tsr_swarm.config.round_plan import Due
 from tsr_swarm.config.run import RunConfig, WireConfig
 from tsr_swarm.lowrank.basis import random_basis
@@ -29,8 +29,6 @@ from tsr_swarm.train.llama import parameter_shapes
 from tsr_swarm.wire.codec import encode
 
 _BASIS = 2  # bytes of the int16 that a basis is kept in
-
-_SlotsOf = Callable[[Sequence[Block], Due, WireConfig], Sequence[Slot]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,8 @@ def own_method(config: RunConfig, blocks: Sequence[Block], shares: Shares) -> Me
 
 def own_exchange(config: RunConfig, blocks: Sequence[Block], shares: Shares) -> ExchangeCost:
     """Return wire bytes of one peer: raw bytes of every slot times the share that compression leaves of its kind."""
-    sent, received = raw_bytes(config, blocks, upload_slots), raw_bytes(config, blocks, published_slots)
+    rounds = cycle(config, blocks)
+    sent, received = (raw_bytes(blocks, config.wire, rounds, slots_of) for slots_of in (upload_slots, published_slots))
     return ExchangeCost(
         every=config.periods.k_x,
         sent=_scaled(mean_bytes(sent), shares.sent),
@@ -74,18 +73,12 @@ def own_exchange(config: RunConfig, blocks: Sequence[Block], shares: Shares) -> 
     )
 
 
-def raw_bytes(config: RunConfig, blocks: Sequence[Block], slots_of: _SlotsOf) -> list[Mapping[str, int]]:
-    """Return the bytes of each round by payload kind, before compression.
-
-    The rounds are those of ``cycle``. ``slots_of``: upload_slots or published_slots.
-    """
-    by_due: dict[Due, Mapping[str, int]] = {}
-    rounds = []
-    for due in cycle(config, blocks):
-        if due not in by_due:
-            by_due[due] = _by_kind(slots_of(blocks, due, config.wire))
-        rounds.append(by_due[due])
-    return rounds
+def raw_bytes(
+    blocks: Sequence[Block], wire: WireConfig, rounds: Sequence[Due], slots_of: SlotsOf
+) -> list[Mapping[str, int]]:
+    """Return the bytes of each of ``rounds`` by payload kind, before compression."""
+    by_due = {due: _by_kind(slots_of(blocks, due, wire)) for due in dict.fromkeys(rounds)}
+    return [by_due[due] for due in rounds]
 
 
 def cycle(config: RunConfig, blocks: Sequence[Block]) -> list[Due]:

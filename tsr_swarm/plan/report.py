@@ -9,7 +9,7 @@ from tsr_swarm.config.link import Link
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.plan.baseline_costs import PaperCount, baselines, numbers, paper_counts
 from tsr_swarm.plan.costs import LowRanks, MethodCost, Scene, default_step_seconds
-from tsr_swarm.plan.own_costs import blocks_of, mean_bytes, own_method, raw_bytes, state_bytes, wire_shares
+from tsr_swarm.plan.own_costs import blocks_of, cycle, mean_bytes, own_method, raw_bytes, state_bytes, wire_shares
 from tsr_swarm.plan.search import Fit, find_fit, run_lines
 
 
@@ -36,7 +36,7 @@ def make_report(config: RunConfig, ranks: LowRanks, scene: Scene, share: float |
     parameters = numbers(blocks)
     step_seconds = scene.step_seconds or default_step_seconds(parameters, scene.peer_tokens)
     link = replace(scene.link, step_seconds=step_seconds)
-    shares = wire_shares(config, scene.peers)
+    shares, rounds = wire_shares(config, scene.peers), cycle(config, blocks)
     fit = None if share is None else find_fit(config, shares, link, share)
     return Report(
         scene=scene,
@@ -46,8 +46,8 @@ def make_report(config: RunConfig, ranks: LowRanks, scene: Scene, share: float |
             own_method(config, blocks, shares),
             *baselines(blocks, ranks, config.model.hidden_size, scene.peers),
         ],
-        raw_sent=mean_bytes(raw_bytes(config, blocks, upload_slots)),
-        raw_received=mean_bytes(raw_bytes(config, blocks, published_slots)),
+        raw_sent=mean_bytes(raw_bytes(blocks, config.wire, rounds, upload_slots)),
+        raw_received=mean_bytes(raw_bytes(blocks, config.wire, rounds, published_slots)),
         state_bytes=state_bytes(config, blocks),
         fit=fit,
     )

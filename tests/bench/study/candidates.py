@@ -1,12 +1,15 @@
 """What the study compares: our own method in its variants, and its baselines, each at the rates it is tuned over."""
 
 import json
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from tsr_swarm.config.load import apply_overrides, run_config_from_mapping
 from tsr_swarm.config.presets import preset_keys
-from tsr_swarm.config.run import PeriodsConfig
+from tsr_swarm.config.run import PeriodsConfig, RunConfig
 
 K_X = PeriodsConfig().k_x
 ADAM_RATES = (1.5e-3, 3e-3, 6e-3)
@@ -37,9 +40,11 @@ def preset(name: str, rates: tuple[float, ...], final: bool = False) -> Candidat
     return Candidate(name=f"preset {name}", overrides=overrides, rates=rates, is_finalist=final, is_preset=True)
 
 
-def bare(file: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections of a run file that say what is trained and on what, not how."""
-    return {section: file[section] for section in ("run", "model", "data", "round")}
+def read_setting(setting: str, overrides: Iterable[str], is_bare: bool) -> RunConfig:
+    """Read a run file of this folder. ``is_bare``: only what it says of what is trained and on what, not how."""
+    file = tomllib.loads((Path(__file__).parent / setting).read_text("utf-8"))
+    bare = {section: file[section] for section in ("run", "model", "data", "round")}
+    return run_config_from_mapping(apply_overrides(bare if is_bare else file, overrides))
 
 
 def baseline(

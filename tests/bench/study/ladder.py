@@ -5,15 +5,13 @@ it grows with the model, as that of TSR-Adam does in its paper (Dang et al., arX
 million parameters, 0.34 at a billion).
 """
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.study.candidates import ADAM_RATES, LORDO_RATES, MUON_RATES, Candidate, bare, baseline, preset
+from tests.bench.study.candidates import ADAM_RATES, LORDO_RATES, MUON_RATES, Candidate, baseline, preset, read_setting
 from tests.bench.study.comparison import best_run
 from tests.bench.study.stages import RunStore
 from tests.bench.study.tuning import rates_to_try
-from tsr_swarm.config.load import apply_overrides, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.simulate.heterogeneity import Heterogeneity
 from tsr_swarm.simulate.result import RunResult
@@ -42,8 +40,7 @@ class Rung:
     autocast: bool = False
 
     def config(self, *overrides: str) -> RunConfig:
-        file = tomllib.loads((HERE / self.setting).read_text("utf-8"))
-        return run_config_from_mapping(apply_overrides(bare(file), [*self.overrides, *overrides]))
+        return read_setting(self.setting, (*self.overrides, *overrides), is_bare=True)
 
     @property
     def width(self) -> int:

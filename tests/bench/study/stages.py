@@ -4,15 +4,13 @@ A stage has short runs of every candidate at each of its rates, then long ones o
 compares many variants in a small setting, the second ours and every baseline in a harder one.
 """
 
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.bench.json_lines import JsonLines
-from tests.bench.study.candidates import CORE, FULL, Candidate, bare
+from tests.bench.study.candidates import CORE, FULL, Candidate, read_setting
 from tests.bench.study.comparison import best_run, loss_of
 from tests.bench.study.tuning import rates_to_try
-from tsr_swarm.config.load import apply_overrides, run_config_from_mapping
 from tsr_swarm.config.run import RunConfig
 from tsr_swarm.simulate.heterogeneity import Heterogeneity
 from tsr_swarm.simulate.result import RunResult
@@ -71,8 +69,7 @@ class Stage:
         return tuple(candidate for candidate in self.candidates if candidate.is_finalist)
 
     def config(self, *overrides: str, is_preset: bool = False) -> RunConfig:
-        file = tomllib.loads((HERE / self.setting).read_text("utf-8"))
-        return run_config_from_mapping(apply_overrides(bare(file) if is_preset else file, overrides))
+        return read_setting(self.setting, overrides, is_bare=is_preset)
 
     def search_specs(self, store: RunStore, candidate: Candidate) -> list[RunSpec]:
         """The short runs of a candidate, one a rate: those it lists, and further ones where the best is at an edge."""

@@ -33,11 +33,6 @@ source = "{source}"
 sequence_length = 16
 batch_size = 1
 heldout_sequences = 4
-[optimizer]
-inner = "muon"
-lr = 0.03
-[periods]
-k_x = 20
 [round]
 shards = 1
 """
