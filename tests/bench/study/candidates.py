@@ -43,8 +43,9 @@ def preset(name: str, rates: tuple[float, ...], final: bool = False) -> Candidat
 def read_setting(setting: str, overrides: Iterable[str], is_bare: bool) -> RunConfig:
     """Read a run file of this folder. ``is_bare``: only what it says of what is trained and on what, not how."""
     file = tomllib.loads((Path(__file__).parent / setting).read_text("utf-8"))
-    bare = {section: file[section] for section in ("run", "model", "data", "round")}
-    return run_config_from_mapping(apply_overrides(bare if is_bare else file, overrides))
+    if is_bare:
+        file = {section: file[section] for section in ("run", "model", "data", "round")}
+    return run_config_from_mapping(apply_overrides(file, overrides))
 
 
 def baseline(
