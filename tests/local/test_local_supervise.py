@@ -325,6 +325,19 @@ async def test_a_stopped_peer_goes_on_when_its_time_is_over(swarm: ScriptedSwarm
     assert swarm.names()[-1] == "run_finished"
 
 
+async def test_a_fault_that_lasts_for_rounds_is_over_when_the_next_one_opens(
+    swarm: ScriptedSwarm, recorder: Recorder
+) -> None:
+    swarm.stop_when(lambda event: isinstance(event, ev.FaultPlaced) and event.is_over)
+    await swarm.run("endless", partition=["1|2@2:1r", "coordinator|1@2:1h"])
+    both = {frozenset((1, 2)), frozenset((0, 1))}
+    assert recorder.cuts[-3:] == [both, {frozenset((0, 1))}, set()]
+    over = next(event for event in swarm.events if isinstance(event, ev.FaultPlaced) and event.is_over)
+    opened = [event.round for event in swarm.events[: swarm.events.index(over)] if isinstance(event, ev.RoundOpened)]
+    assert over.fault == "--partition peer-1|peer-2@2/train:1r"
+    assert opened == [1, 2, 3]
+
+
 async def test_a_peer_that_is_still_stopped_when_the_run_ends_can_leave(
     swarm: ScriptedSwarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:

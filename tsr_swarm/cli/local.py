@@ -62,7 +62,7 @@ def local(
     ] = None,
     join_at: Annotated[list[int] | None, _many("ROUND", "A further peer joins in ROUND.")] = None,
     env: Annotated[Texts, _many("WHO:KEY=VALUE", "Set KEY for one process only.")] = None,
-    stop: Annotated[Texts, _many("WHO@ROUND[/PHASE][:SECONDS]", "Freeze WHO for SECONDS (20s).")] = None,
+    stop: Annotated[Texts, _many("WHO@ROUND[/PHASE][:SECONDS]", "Freeze WHO for SECONDS (20s) or rounds (2r).")] = None,
     slow: Annotated[Texts, _many("WHO:FACTOR", "Training takes peer WHO FACTOR times as long.")] = None,
     nat: Annotated[Texts, _many("WHO", "Nothing reaches peer WHO that it did not ask for.")] = None,
     up: Annotated[Texts, _many("WHO:RATE", "What WHO, or 'all', can send: 2:20mbit.")] = None,
@@ -72,7 +72,8 @@ def local(
         Texts, _many("WHO:PERCENT", "Packets that the line of WHO, or 'all', loses each way: 2:1%.")
     ] = None,
     partition: Annotated[
-        Texts, _many("WHO,...|WHO,...@ROUND[/PHASE][:SECONDS]", "Nothing passes between the sides for SECONDS (30s).")
+        Texts,
+        _many("WHO,...|WHO,...@ROUND[/PHASE][:SECONDS]", "Nothing passes between the sides for SECONDS (30s), or 2r."),
     ] = None,
     lab: Annotated[
         str | None,

@@ -56,20 +56,27 @@ class Restart(NodeFault):
     flag = "back"
 
 
+@dataclass(frozen=True, kw_only=True)
 class Suspend(NodeFault):
-    """SIGSTOP to the node and to all that it started; SIGCONT after ``seconds``."""
+    """SIGSTOP to the node and to all that it started; SIGCONT after ``seconds``, or when ``rounds`` are over."""
 
     flag = "stop"
+
+    rounds: int = 0
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}:{self.rounds}r" if self.rounds else super().__str__()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
-    """Nothing passes between the two ``sides`` for ``seconds`` from when ``phase`` of ``round`` begins."""
+    """Nothing passes between the two ``sides`` for ``seconds`` or ``rounds`` from ``phase`` of ``round`` on."""
 
     sides: tuple[frozenset[int], frozenset[int]]
     round: int
     phase: str
-    seconds: float
+    seconds: float = 0.0
+    rounds: int = 0
 
     @property
     def pairs(self) -> frozenset[frozenset[int]]:
@@ -78,8 +85,9 @@ class Partition:
         return frozenset(frozenset((a, b)) for a in one for b in other)
 
     def __str__(self) -> str:
+        duration = f"{self.rounds}r" if self.rounds else f"{self.seconds:g}s"
         sides = "|".join(",".join(name_of(who) for who in sorted(side)) for side in self.sides)
-        return f"--partition {sides}@{self.round}/{self.phase}:{self.seconds:g}s"
+        return f"--partition {sides}@{self.round}/{self.phase}:{duration}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +102,11 @@ class LateJoin:
 
 
 Fault = NodeFault | Partition | LateJoin
+
+
+def is_over(fault: Suspend | Partition, now: Moment | None) -> bool:
+    """Whether ``fault``, if it lasts for rounds, ends by ``now``: when the round after its last one opens."""
+    return bool(fault.rounds) and now is not None and now[0] >= fault.round + fault.rounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

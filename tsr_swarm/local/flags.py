@@ -1,14 +1,16 @@
 """The flags of ``tsr-swarm local`` that say what happens to its swarm: text in, a plan or a ConfigError out.
 
 WHO is a peer's number from 1 or ``coordinator``. A fault is placed at a moment: ``WHO@ROUND[/PHASE]``, with
-``:SECONDS`` for one that lasts or comes later; there WHO may also be a role, ``leader`` or ``reducer``, of whoever has
-it then. ``--kill 2@9/state`` kills peer 2 right after it has received a state, in round 9 or later. Links are given as
-``WHO:VALUE``, where WHO may be ``all``: what is said of one node has precedence.
+``:SECONDS`` for one that lasts or comes later, or ``:ROUNDS`` (2r) for one that lasts; there WHO may also be a role,
+``leader`` or ``reducer``, of whoever has it then. ``--kill 2@9/state`` kills peer 2 right after it has received a
+state, in round 9 or later. Links are given as ``WHO:VALUE``, where WHO may be ``all``: what is said of one node has
+precedence.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tsr_swarm.config.link import parse_rate, parse_seconds
 from tsr_swarm.errors import ConfigError
@@ -119,6 +121,11 @@ class _Flag:
             raise ConfigError(f"{self} names no phase of a round; it is one of {', '.join(legal)}.")
         return phase or PHASES[0]
 
+    def duration(self, text: str, otherwise: float) -> Mapping[str, Any]:
+        """The fields of a fault that lasts: ``rounds`` or ``seconds``."""
+        rounds = re.fullmatch("([1-9][0-9]{0,8})r", text)
+        return {"seconds": self.seconds(text, otherwise)} if rounds is None else {"rounds": int(rounds[1])}
+
     def seconds(self, text: str, otherwise: float) -> float:
         if not text:
             return otherwise
@@ -137,30 +144,32 @@ def _read_kill(flag: _Flag, name: str, round: str, phase: str, seconds: str) -> 
     return Kill(who=who, round=int(round), phase=flag.phase(phase, STATE))
 
 
-def _read_timed(kind: type[Restart | Suspend], otherwise: float) -> Callable[..., Restart | Suspend]:
-    def read(flag: _Flag, name: str, round: str, phase: str, text: str) -> Restart | Suspend:
-        who, seconds = flag.who_or_role(name), flag.seconds(text, otherwise)
-        return kind(who=who, round=int(round), phase=flag.phase(phase), seconds=seconds)
-
-    return read
+def _read_restart(flag: _Flag, name: str, round: str, phase: str, text: str) -> Restart:
+    who, seconds = flag.who_or_role(name), flag.seconds(text, 0.0)
+    return Restart(who=who, round=int(round), phase=flag.phase(phase), seconds=seconds)
 
 
-def _read_partition(flag: _Flag, one: str, other: str, round: str, phase: str, seconds: str) -> Partition:
+def _read_suspend(flag: _Flag, name: str, round: str, phase: str, text: str) -> Suspend:
+    who, lasts = flag.who_or_role(name), flag.duration(text, STOP_SECONDS)
+    return Suspend(who=who, round=int(round), phase=flag.phase(phase), **lasts)
+
+
+def _read_partition(flag: _Flag, one: str, other: str, round: str, phase: str, text: str) -> Partition:
     sides = (frozenset(map(flag.who, one.split(","))), frozenset(map(flag.who, other.split(","))))
     if sides[0] & sides[1]:
         raise ConfigError(f"{flag} names somebody on both sides; write {flag.form}.")
-    lasts = flag.seconds(seconds, PARTITION_SECONDS)
-    return Partition(sides=sides, round=int(round), phase=flag.phase(phase), seconds=lasts)
+    lasts = flag.duration(text, PARTITION_SECONDS)
+    return Partition(sides=sides, round=int(round), phase=flag.phase(phase), **lasts)
 
 
 # By flag: the pattern of its text, the form that a refusal shows, and what reads the pattern's groups.
 _FAULTS: Mapping[str, tuple[str, str, Callable[..., NodeFault | Partition]]] = {
     "kill": (_NODE, "WHO@ROUND[/PHASE], such as 2@3 or leader@3/commit", _read_kill),
-    "back": (_NODE, "WHO@ROUND[/PHASE][:SECONDS], such as 2@5 or leader@3/commit:20s", _read_timed(Restart, 0.0)),
-    "stop": (_NODE, "WHO@ROUND[/PHASE][:SECONDS], such as 2@3:20s", _read_timed(Suspend, STOP_SECONDS)),
+    "back": (_NODE, "WHO@ROUND[/PHASE][:SECONDS], such as 2@5 or leader@3/commit:20s", _read_restart),
+    "stop": (_NODE, "WHO@ROUND[/PHASE][:SECONDS or :ROUNDS], such as 2@3:20s or 2@3:2r", _read_suspend),
     "partition": (
         rf"({_SIDE})\|({_SIDE}){_MOMENT}",
-        "WHO,...|WHO,...@ROUND[/PHASE][:SECONDS], such as coordinator,1|2,3@4:30s",
+        "WHO,...|WHO,...@ROUND[/PHASE][:SECONDS or :ROUNDS], such as coordinator,1|2,3@4:30s",
         _read_partition,
     ),
 }

@@ -27,6 +27,7 @@ from tsr_swarm.local.faults import (
     Suspend,
     due,
     due_with_state,
+    is_over,
     moment_of,
     name_of,
     text_of,
@@ -178,6 +179,8 @@ class _Swarm:
         faults, moment = due(self._faults, event, self._moment), moment_of(event)
         if moment is not None:
             self._moment = moment if self._moment is None else max(moment, self._moment)
+            for fault in [fault for fault in self._ongoing if is_over(fault, self._moment)]:
+                self._end(fault)
         await self._inject(faults)
 
     def _handle_exit(self, who: int, child: Child) -> None:
@@ -279,11 +282,12 @@ class _Swarm:
         del self._restarts[who], self._killed[who]
 
     def _begin(self, fault: Suspend | Partition) -> None:
-        """Let ``fault`` last for its time."""
+        """Let ``fault`` last for its time; its last round is noticed in ``_handle``."""
 
         async def end_later() -> None:
-            await asyncio.sleep(fault.seconds)
-            self._end(fault)
+            if not fault.rounds:
+                await asyncio.sleep(fault.seconds)
+                self._end(fault)
 
         who = self._find(fault) if isinstance(fault, Suspend) else COORDINATOR
         if who is None:
