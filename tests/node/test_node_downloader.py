@@ -648,14 +648,36 @@ async def test_a_state_s_download_that_broke_off_continues_where_it_was(net: Net
     assert taken == missing
 
 
-async def test_a_state_whose_voters_are_unknown_is_not_downloaded(net: Network) -> None:
+async def test_a_state_whose_voters_are_unknown_is_not_downloaded_nor_asked_for_again(net: Network) -> None:
+    def without_headers(answer: Any) -> Any:
+        if isinstance(answer, tuple) and isinstance(answer[0], pb.PublishedHeader):
+            raise RefusedError("It is gone.")
+        return answer
+
     nodes = await net.state_donors(2)
     for node in nodes:
-        node.log.forget(5)
+        node.twist = without_headers
     async with net.rig(nodes) as rig:
-        with pytest.raises(UnreachableError, match="Another state will be fetched"):
-            await rig.fetcher.state(rig.ids, lambda: False)
+        for _ in range(2):
+            with pytest.raises(UnreachableError, match="Another state will be fetched"):
+                await rig.fetcher.state(rig.ids, lambda: False)
         assert [node.count("FetchState") for node in nodes] == [0, 0]
+    asked = [request for node in nodes for request in node.asked if isinstance(request, pb.DescribeStateRequest)]
+    assert [request.round for request in asked] == [0, 0]
+
+
+async def test_a_node_that_downloaded_its_state_serves_none_before_its_next_round(net: Network) -> None:
+    (node,) = await net.state_donors(1)
+    node.log.forget(5)
+    weights = node.service._node.weights
+    request = pb.DescribeStateRequest(manifest_digest=bytes.fromhex(net.history.manifest.digest), round=5)
+    await weights.replace(net.history.states[5], net.history.record(5))
+    with pytest.raises(RefusedError, match="Round 5 is not kept here, only its weights"):
+        await node.describe_state(request, Caller("127.0.0.1"))
+    node.commit(6)
+    await weights.replace(net.history.states[6], net.history.record(6))
+    assert (await node.describe_state(request, Caller("127.0.0.1"))).round == 6
+    weights.close()
 
 
 async def test_after_a_state_the_rounds_since_are_replayed_without_another_choice(net: Network) -> None:

@@ -67,7 +67,7 @@ class NodeService:
         self.context.require_run(request.manifest_digest)
         begun = request.round
         for description in (self._store.describe(begun), self._store.describe()):
-            if description is not None and self._is_recent(description, is_begun=description.round == begun > 0):
+            if description is not None and self._can_serve(description, is_begun=description.round == begun > 0):
                 self._store.lease(description.round)
                 return description
         if self._state_task is None or self._state_task.done():
@@ -77,12 +77,20 @@ class NodeService:
     async def fetch_state(self, request: pb.FetchStateRequest, caller: Caller) -> Iterator[pb.StateChunk]:
         return self._store.chunks(request)
 
-    def _is_recent(self, state: pb.StateDescription, is_begun: bool = False) -> bool:
+    def _can_serve(self, state: pb.StateDescription, is_begun: bool = False) -> bool:
+        """Whether the caller would be up to date with this state and what is in the round log.
+
+        The header of the state's own round is needed, too, and is not here if the state was downloaded.
+        """
         log = self._store.round_log
-        return (is_begun or state.round >= log.committed - STATE_ROUNDS) and log.keeps_since(state.round)
+        has_header = state.round == 0 or log.keeps(state.round, state.chain)
+        is_recent = is_begun or state.round >= log.committed - STATE_ROUNDS
+        return has_header and is_recent and log.keeps_since(state.round)
 
     async def _make_state(self) -> pb.StateDescription:
         consensus, record = self._node.weights.freeze()
+        if record.round and not self._store.round_log.keeps(record.round, bytes.fromhex(record.chain)):
+            raise RefusedError(f"Round {record.round} is not kept here, only its weights; ask another node.")
         return await self._store.keep_state(consensus, record.round, bytes.fromhex(record.chain))
 
     async def catch_up(self, request: pb.CatchUpRequest, caller: Caller) -> pb.CatchUpReply:
@@ -93,7 +101,7 @@ class NodeService:
         consensus, record = self._node.weights.freeze()
         if not self._state_bytes:
             self._state_bytes = state_length(shipped_tensors(self.context.manifest, consensus))
-        state_round = state.round if state is not None and self._is_recent(state) else record.round
+        state_round = state.round if state is not None and self._can_serve(state) else record.round
         return pb.CatchUpReply(
             round_bytes=log.bytes_since(request.applied),
             state_round=state_round,

@@ -192,6 +192,7 @@ class Downloader:
         try:
             announced, _ = await self.rounds.header(description.round, description.chain, list(clients))
         except RefusedError as error:
+            await asyncio.to_thread(self.states.abandon)
             raise UnreachableError(f"{error} Another state will be fetched.") from error
         return record_of(announced.header)
 

@@ -55,6 +55,12 @@ class StateDownload:
         except RefusedError as error:  # a node that has none now will have one
             raise UnreachableError(f"{error} The state will be fetched again.") from error
 
+    def abandon(self) -> None:
+        """Forget the state that was found last with its chunks, so that donors are not asked for it again."""
+        if self.assembly is not None:
+            self.assembly.remove()
+            self.assembly = None
+
     async def fetch(
         self, source: SwarmClient, clients: Sequence[SwarmClient], should_stop: Callable[[], bool]
     ) -> tuple[StateAssembly, int]:
