@@ -14,8 +14,9 @@ export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 .venv/bin/ruff format --check --quiet .
 .venv/bin/ruff check --quiet .
 .venv/bin/mypy
-# Two workers, one for each core; tests of one file stay together, because they share what is dear to set up.
-tests=(.venv/bin/python -m pytest -n 2 --dist loadfile)
+# Three workers for two cores, since tests of whole swarms wait a lot. Tests of one file stay together, because they
+# share what is dear to set up; files go in order, so that the longest (e2e, node) are not the last.
+tests=(.venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder)
 if [ "${1:-}" != --cov ]; then
     exec "${tests[@]}" "$@"
 fi

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import aclosing, suppress
 from typing import Any
 
+import grpc
 import pytest
 
 from tests.transport.examples import CORE_BYTES, DATA, SECTIONS, envelope, pb_sections, published_header
@@ -13,6 +14,7 @@ from tests.wire.examples import PEER
 from tsr_swarm.errors import PeerError, RefusedError, RunError, SwarmError, UnreachableError
 from tsr_swarm.rounds import follower, leader
 from tsr_swarm.telemetry.byte_counter import ByteCounter, Direction
+from tsr_swarm.transport import server
 from tsr_swarm.transport.base import Caller
 from tsr_swarm.transport.client import LONGEST_PAUSE, SwarmClient, retry_while_unreachable
 from tsr_swarm.transport.limits import CLIENT_OPTIONS, MAX_CONTROL_BYTES, POLL_SECONDS, client_options
@@ -157,6 +159,18 @@ async def test_a_download_can_be_ended_early_without_a_warning(pair: Any, caplog
     async with aclosing(pair.client.fetch_state(pb.FetchStateRequest(round=5))) as chunks:
         assert (await anext(chunks)).index == 0
     assert (await pair.client.poll(pb.PollRequest())).news.version == 1
+    assert caplog.records == []
+
+
+async def test_a_caller_that_hangs_up_while_it_is_being_sent_something_is_no_failure(
+    pair: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def write(*_: object) -> None:
+        raise grpc.aio.InternalError("the call is over")  # as grpc does, if it learns of it in the middle of a message
+
+    monkeypatch.setattr(server, "_write", write)
+    pair.handler.chunks = [b"state"]
+    assert [chunk async for chunk in pair.client.fetch_state(pb.FetchStateRequest(round=5))] == []
     assert caplog.records == []
 
 
