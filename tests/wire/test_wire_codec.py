@@ -267,7 +267,7 @@ def test_the_default_payloads_have_not_changed() -> None:
 
 
 def test_a_basis_needs_no_exponent_and_comes_back_with_its_fixed_one() -> None:
-    slot = Slot(0, Part.SINGULAR_LEFT, 3, 1, 12, 0)
+    slot = Slot(0, Part.SINGULAR_LEFT, 3, 1, 16, 0)
     bare = Grid(torch.tensor([[2047], [-2047], [5]], dtype=torch.int32), torch.empty(0, dtype=torch.int32))
     sections, data = encode((slot,), {slot: bare}, 3)
     decoded = decode((slot,), sections, data)[slot]

@@ -197,13 +197,13 @@ def plan_from_proto(message: pb.RoundPlan, blocks: Sequence[Block]) -> RoundPlan
     require_chain("parent", message.parent, message.round - 1)
     require_between("seed", message.seed, 0, MAX_SEED)
     due = Due(
-        tangent=_due(message.tangent, "tangent", blocks),
-        range=_due(message.range, "range", blocks),
-        project=_due(message.project, "project", blocks),
-        choose=_due(message.choose, "choose", blocks),
+        tangent=_due(message, "tangent", blocks),
+        range=_due(message, "range", blocks),
+        project=_due(message, "project", blocks),
+        choose=_due(message, "choose", blocks),
         draw=_draws(message, blocks),
-        first=_due_moments(message.first, "first", blocks),
-        second=_due_moments(message.second, "second", blocks),
+        first=_due(message, "first", blocks),
+        second=_due(message, "second", blocks),
     )
     both = sorted(due.choose & (due.range | due.project))
     require(not both, "choose", both[:8], "none of the blocks in range and project")
@@ -331,21 +331,20 @@ def _numbers(values: Sequence[int]) -> bytes:
 
 
 def _draws(message: pb.RoundPlan, blocks: Sequence[Block]) -> tuple[tuple[int, int], ...]:
-    drawn = _due(message.draw, "draw", blocks)
+    drawn = _due(message, "draw", blocks)
     both = sorted(drawn & {*message.range, *message.project, *message.tangent, *message.choose})
     require(not both, "draw", both[:8], "none of the blocks in tangent, range, project or choose")
     require(len(message.draw_numbers) == len(drawn), "draw_numbers", len(message.draw_numbers), f"{len(drawn)} of them")
     return tuple(zip(message.draw, message.draw_numbers, strict=True))
 
 
-def _due(indices: Sequence[int], field: str, blocks: Sequence[Block]) -> frozenset[int]:
+def _due(message: pb.RoundPlan, field: str, blocks: Sequence[Block]) -> frozenset[int]:
+    """The blocks that a field of the plan names, which must be such as can be due in it."""
+    indices: Sequence[int] = getattr(message, field)
     require_ascending(field, indices, len(blocks))
-    require(all(blocks[index].is_low_rank for index in indices), field, list(indices[:8]), "low-rank blocks")
-    return frozenset(indices)
-
-
-def _due_moments(indices: Sequence[int], field: str, blocks: Sequence[Block]) -> frozenset[int]:
-    require_ascending(field, indices, len(blocks))
-    have = all(blocks[index].moment_shape for index in indices)
-    require(have, field, list(indices[:8]), "blocks with moments in shared bases")
+    if field in ("first", "second"):
+        can, what = all(blocks[index].moment_shape for index in indices), "blocks with moments in shared bases"
+    else:
+        can, what = all(blocks[index].is_low_rank for index in indices), "low-rank blocks"
+    require(can, field, list(indices[:8]), what)
     return frozenset(indices)

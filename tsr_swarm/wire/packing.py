@@ -1,8 +1,7 @@
-"""Integers of 2 to 24 bits to bytes and back. Every array has one legal form.
+"""Integers of 2 to 16 bits to bytes and back. Every array has one legal form.
 
-Of 8, 12, 16 or 24 bits, as planes: two's complement, the least significant byte of all first. In planes, zstd finds
-what the high bytes of small numbers have in common: orthonormal 12-bit bases come out about a tenth smaller than with
-pairs packed into three bytes.
+Of 8 or 16 bits, as planes: two's complement, the least significant byte of all first. In planes, zstd finds what the
+high bytes of small numbers have in common.
 
 Of 2 to 6 bits, as digits that number the legal values 0, 1, -1, 2, -2 ...: 3 values of 2 bits, five a byte; 7 or 15
 of 3 or 4 bits, two a byte; of more, one. A byte holds whole digits, floor(log_base 256) of them, so that the bytes of
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from tsr_swarm.config.layout import FEW_BITS, digits_per_byte, levels, packed_bytes
 from tsr_swarm.errors import PeerError
 
-PACKED_BITS = (2, 3, 4, 5, 6, 8, 12, 16, 24)
+PACKED_BITS = (2, 3, 4, 5, 6, 8, 16)
 _LONGEST = 254  # the zeros of a byte of 255
 _END = b"\x00"
 
@@ -35,8 +34,7 @@ def pack(values: Integers, bits: int) -> bytes:
     if bits <= FEW_BITS:
         return pack_digits(np.where(values > 0, 2 * values - 1, -2 * values).astype(np.int32), levels(bits))
     planes = np.ascontiguousarray(values, dtype="<i4").view(np.uint8).reshape(-1, 4).T
-    whole = planes[: bits // 8].tobytes()
-    return whole if bits % 8 == 0 else whole + _pack_nibbles(planes[bits // 8])
+    return planes[: bits // 8].tobytes()
 
 
 def unpack(data: memoryview, count: int, bits: int) -> Integers:
@@ -50,12 +48,9 @@ def unpack(data: memoryview, count: int, bits: int) -> Integers:
     if bits <= FEW_BITS:
         digits = unpack_digits(data, count, levels(bits))
         return np.where(digits & 1, digits + 1, -digits) // 2
-    whole = bits // 8
     values = np.zeros(count, dtype=np.int32)
-    for plane in range(whole):
+    for plane in range(bits // 8):
         values |= np.frombuffer(data, np.uint8, count, plane * count).astype(np.int32) << (8 * plane)
-    if bits % 8:
-        values |= _unpack_nibbles(data[whole * count :], count) << (8 * whole)
     sign = np.int32(1 << (bits - 1))
     values = (values ^ sign) - sign  # extends the sign from `bits` to 32 bits
     if count and int(values.min()) < -limit:
@@ -67,21 +62,6 @@ def _limit(bits: int) -> int:
     if bits not in PACKED_BITS:
         raise ValueError(f"{bits} bits cannot be packed; the widths are {PACKED_BITS}.")
     return int(2 ** (bits - 1) - 1)
-
-
-def _pack_nibbles(plane: NDArray[np.uint8]) -> bytes:
-    even = plane[0::2] & 15
-    odd = np.zeros_like(even)
-    odd[: plane.size // 2] = plane[1::2] & 15
-    return (even | (odd << 4)).tobytes()
-
-
-def _unpack_nibbles(data: memoryview, count: int) -> Integers:
-    pairs = np.frombuffer(data, np.uint8)
-    nibbles = np.stack((pairs & 15, pairs >> 4), axis=1).ravel()
-    if nibbles[count:].any():
-        raise PeerError("padding", "The padding of a packed section is not zero; the payload is refused.")
-    return nibbles[:count].astype(np.int32)
 
 
 def pack_digits(digits: Integers, base: int) -> bytes:
