@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.steady import steady
-from tsr_swarm.config.blocks import Block, BlockRole
+from tsr_swarm.config.blocks import Block, BlockRole, plan_blocks
 from tsr_swarm.config.layout import KB, core_upload, sketch_costs, upload_slots
-from tsr_swarm.config.round_plan import RoundPlan
+from tsr_swarm.config.round_plan import Due, RoundPlan
 from tsr_swarm.config.run import PeriodsConfig, RoundConfig, RunConfig, WireConfig
 from tsr_swarm.lowrank.sketch import Captured
 from tsr_swarm.optim import sketch_budget
@@ -130,6 +130,24 @@ def test_an_upload_stays_within_the_budget_and_nothing_more_would_fit(
     assert plan.due.tangent <= wanted
     assert all(upload(plan) + COSTS[index] > budget * KB for index in wanted - plan.due.tangent)
     assert replace(plan, due=replace(plan.due, tangent=periodic)) == plan_round(run, BLOCKS, round, "")
+
+
+def test_moments_that_are_due_leave_less_room_for_sketches() -> None:
+    begun = config(ALL)
+    run = replace(
+        begun,
+        optimizer=replace(begun.optimizer, inner="lordo", feedback=True),
+        periods=PeriodsConfig(k_x=5, k_r=5, k_r_embedding=5, k_u=10, k_v=15),
+    )
+    shapes = {block.name: (block.rows, block.cols) if block.rank else (block.cols,) for block in BLOCKS}
+    blocks = plan_blocks(shapes, run.optimizer, 64)
+    known, rounds = sketch_budget.begin_refresh_state(run, blocks, 1), list[Due]()
+    for round in range(1, 20):
+        plan = sketch_budget.within_budget(plan_round(run, blocks, round, ""), run, blocks, known)
+        assert sum(slot.raw_bytes for slot in upload_slots(blocks, plan.due, WIRE)) <= ALL * KB
+        known = sketch_budget.after_round(known, plan, VOID, {})
+        rounds.append(plan.due)
+    assert any(due.tangent and due.first for due in rounds)
 
 
 def test_without_a_budget_a_plan_is_left_as_it_is() -> None:

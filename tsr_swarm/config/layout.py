@@ -246,9 +246,9 @@ def split_blocks(sizes: Sequence[int], shards: int) -> tuple[tuple[int, ...], ..
     return tuple(tuple(sorted(members)) for _, members in bins)
 
 
-def core_upload(blocks: Sequence[Block], wire: WireConfig) -> int:
-    """Bytes of an upload without any sketch."""
-    return sum(block_bytes(blocks, wire))
+def core_upload(blocks: Sequence[Block], wire: WireConfig, due: Due = _NO_REFRESH) -> int:
+    """Bytes of an upload without any sketch, but with the moments that are ``due``."""
+    return sum(block_bytes(blocks, wire, Due(first=due.first, second=due.second)))
 
 
 def sketch_costs(blocks: Sequence[Block], wire: WireConfig) -> dict[int, int]:

@@ -51,7 +51,7 @@ def within_budget(plan: RoundPlan, config: RunConfig, blocks: Sequence[Block], k
     if not config.round.budget_kb:
         return plan
     costs = sketch_costs(blocks, config.wire)
-    room = config.round.budget_kb * KB - core_upload(blocks, config.wire)
+    room = config.round.budget_kb * KB - core_upload(blocks, config.wire, plan.due)
     periods = {index: refresh_rounds(config, blocks[index]) for index in costs}
     tangent = choose_tangents(preference(known, periods, costs, plan.round), costs, room)
     return replace(plan, due=replace(plan.due, tangent=tangent))
