@@ -115,6 +115,19 @@ CORE = (
     baseline("data-parallel Muon, bf16", "ddp", MUON_RATES, inner="muon", bits=16, final=True),
     baseline("DiLoCo int3, Muon", "diloco", MUON_RATES, outer="average", bits=3, inner="muon", final=True),
     baseline("DiLoCo int2, Muon", "diloco", MUON_RATES, outer="average", bits=2, inner="muon", final=True),
+    *(
+        baseline(
+            f"DiLoCo int3, Muon, every {k_x}",
+            "diloco",
+            MUON_RATES,
+            True,
+            outer="average",
+            bits=3,
+            inner="muon",
+            k_x=k_x,
+        )
+        for k_x in (40, 75)  # 600 steps are no multiple of 80
+    ),
     baseline("DiLoCo int3", "diloco", outer="average", bits=3),
     baseline("DiLoCo int2", "diloco", outer="average", bits=2),
     baseline("DES-LOC 3x 6x, bf16", "des-loc", bits=16, **PAPER_PERIODS, final=True),

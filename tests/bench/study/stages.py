@@ -106,13 +106,16 @@ class Stage:
         return [] if rate is None else [self._spec(candidate, rate, seed, self.final_steps) for seed in seeds]
 
     def _spec(self, candidate: Candidate, rate: float, seed: int, steps: int) -> RunSpec:
+        """A run of about ``steps``: of the multiple of its period that is nearest."""
         overrides = *candidate.overrides, f"optimizer.lr={rate}", f"run.seed={seed}"
+        config = self.config(*overrides, is_preset=candidate.is_preset)
+        period = candidate.settings.get("k_x", config.periods.k_x)
         return RunSpec(
             method=candidate.method,
-            config=self.config(*overrides, is_preset=candidate.is_preset),
+            config=config,
             settings=candidate.settings,
             peers=self.peers,
-            steps=steps,
+            steps=period * max(1, round(steps / period)),
             heterogeneity=self.heterogeneity,
         )
 
