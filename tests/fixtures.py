@@ -1,5 +1,6 @@
-"""Builders of what tests of several folders need: each gives something small and legal, with changes on request."""
+"""Builders of what tests of several folders need, small and legal, with changes on request; and a check they share."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -79,3 +80,11 @@ def peer_record(identity: Identity, now: float | None = None, **changes: Any) ->
         "expires": issued + 600,
     }
     return PeerRecord(**record | changes)
+
+
+async def assert_no_task_is_left(before: set[asyncio.Task[Any]]) -> None:
+    """Whatever was started since ends by itself; what was cancelled may still be on its way out."""
+    begun = asyncio.all_tasks() - before - {asyncio.current_task()}
+    if begun:
+        _, pending = await asyncio.wait(begun, timeout=30)
+        assert not pending

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.fixtures import assert_no_task_is_left
 from tests.node_context import open_node, serving
 from tests.published_rounds import plan_of, small_manifest
 from tsr_swarm.errors import PeerError, RefusedError, UnreachableError
@@ -520,4 +521,4 @@ async def test_closing_leaves_no_call_behind() -> None:
         await polled(a, b)
     with pytest.raises(UnreachableError):
         await call(b, asking())
-    assert asyncio.all_tasks() <= before
+    await assert_no_task_is_left(before)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from google.protobuf.message import Message
 
-from tests.fixtures import round_plan
+from tests.fixtures import assert_no_task_is_left, round_plan
 from tsr_swarm.errors import PeerError, RefusedError
 from tsr_swarm.telemetry.byte_counter import ByteCounter
 from tsr_swarm.transport.base import Caller
@@ -125,7 +125,7 @@ async def pair(handler: SmallHandler) -> AsyncIterator[Pair]:
         SwarmClient(f"127.0.0.1:{port}", client_counter) as client,
     ):
         yield Pair(handler, client, port, server_counter, client_counter)
-    assert asyncio.all_tasks() - {asyncio.current_task()} <= before
+    await assert_no_task_is_left(before)
 
 
 async def main() -> None:

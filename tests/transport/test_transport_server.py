@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.fixtures import assert_no_task_is_left
 from tests.transport.examples import DATA, envelope
 from tsr_swarm.errors import ConfigError, RunError, UnreachableError
 from tsr_swarm.telemetry.byte_counter import ByteCounter
@@ -117,7 +118,7 @@ async def test_calls_to_a_stopped_server_end_at_their_deadline_and_work_again_wh
                 assert 0.4 < time.monotonic() - start < 3
             child.send_signal(signal.SIGCONT)
             await client.hello(pb.HelloRequest())
-    assert asyncio.all_tasks() == {asyncio.current_task()}
+    await assert_no_task_is_left(set())
 
 
 async def test_a_killed_server_ends_a_waiting_call() -> None:
@@ -142,7 +143,7 @@ async def test_stopping_cancels_calls_that_wait(handler: Any) -> None:
     with pytest.raises((UnreachableError, asyncio.CancelledError)):
         await waiting
     assert time.monotonic() - start < 5
-    assert asyncio.all_tasks() == before
+    await assert_no_task_is_left(before)
 
 
 async def test_too_many_calls_at_once_are_refused(handler: Any) -> None:
