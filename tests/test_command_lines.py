@@ -125,3 +125,11 @@ def test_a_role_is_four_files_and_no_code(role: str) -> None:
     assert len((PEERS / role / "README.md").read_text().splitlines()) == 3
     assert f"peers/{role}/" in (PEERS / role / "Containerfile").read_text()
     assert f"tsr-swarm-{role}.service" in (PEERS / role / f"{role}.service").read_text()
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "examples" / "results").glob("*.md")), ids=lambda page: page.stem)
+def test_a_page_of_results_names_a_command_that_works_in_any_clone(page: Path) -> None:
+    commands = re.findall(r"Command: `([^`]*)`", page.read_text())
+    assert commands
+    assert all(re.match(r"(?:python -m tests\.\S+|tsr-swarm \w+)(?: |$)", command) for command in commands)
+    assert not any(f" /{folder}/" in page.read_text() for folder in ("home", "root", "tmp", "work"))

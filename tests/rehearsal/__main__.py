@@ -119,7 +119,9 @@ def main() -> int:
         return 1 if outcome.violations else 0
     started = time.perf_counter()
     outcomes = run_all(range(chosen.first, chosen.first + chosen.seeds), chosen.jobs)
-    text = report(outcomes, time.perf_counter() - started, chosen.jobs, " ".join(["python", *sys.argv]))
+    text = report(
+        outcomes, time.perf_counter() - started, chosen.jobs, " ".join(["python -m tests.rehearsal", *sys.argv[1:]])
+    )
     print(text)
     if not chosen.first:
         (RESULTS / "rehearsal.md").write_text(text)
