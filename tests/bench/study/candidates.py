@@ -78,6 +78,14 @@ CORE = (
     baseline(DENSE_MUON, "diloco", MUON_RATES, outer="average", inner="muon", final=True),
     ours("ours, rank d/4", *ranks("d/4", "1/4"), rates=(3e-2, 6e-2), final=True),
     ours("ours, all directions", *ranks("1", "1"), rates=(3e-2, 6e-2), final=True),
+    # the bytes of DiLoCo every 40 and 75 steps, by fewer directions or by rarer exchanges
+    ours("ours, rank 0.7 d", *ranks("45", "1/2"), rates=(3e-2, 6e-2), final=True),
+    *(
+        ours(
+            f"ours, all directions, every {k_x}", *ranks("1", "1"), f"periods.k_x={k_x}", rates=(1e-2, 3e-2), final=True
+        )
+        for k_x in (40, 75)
+    ),
     baseline("SparseLoCo 1/64", "sparseloco"),
     baseline("SparseLoCo 1/64, mean of senders", "sparseloco", average="senders", final=True),
     baseline("SparseLoCo 1/64, Muon", "sparseloco", (3e-3, *MUON_RATES), inner="muon", average="senders", final=True),
