@@ -6,6 +6,7 @@ million parameters, 0.34 at a billion).
 """
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from tests.bench.study.candidates import ADAM_RATES, LORDO_RATES, MUON_RATES, Candidate, baseline, preset, read_setting
@@ -71,9 +72,13 @@ class Ladder:
         return next(arm for arm in self.arms if arm.name == name)
 
     def missing(self, store: RunStore) -> list[RunSpec]:
-        """The runs to be done next: those of the search, and when no arm is best at an edge, all others."""
+        """The runs to be done next: those of the search, and when no arm is best at an edge, all others.
+
+        The first seed of every size comes before any second one: the trend tells more than the spread.
+        """
         searches = [spec for arm in self.arms for spec in self.search_specs(store, arm)]
-        finals = [spec for rung in self.rungs for name in rung.arms for spec in self.final_specs(store, rung, name)]
+        by_arm = [self.final_specs(store, rung, name) for rung in self.rungs for name in rung.arms]
+        finals = [spec for specs in zip_longest(*by_arm) for spec in specs if spec is not None]
         undone = [spec for spec in searches if store.load(spec) is None]
         return undone or [spec for spec in finals if store.load(spec) is None]
 
