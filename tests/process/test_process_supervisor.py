@@ -57,8 +57,7 @@ async def main():
             children.append(child.pid)
         print(folder, *children, flush=True)
         group.pause(child)
-        if sys.argv[2] == "stay":
-            await asyncio.Event().wait()
+        await asyncio.to_thread(sys.stdin.read)
 asyncio.run(main())
 """
 
@@ -134,14 +133,18 @@ async def test_a_child_that_is_paused_stands_still_with_all_it_started_until_it_
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM, None])
 def test_a_supervisor_leaves_no_process_and_no_file_whichever_way_it_ends(how: signal.Signals | None) -> None:
-    command = [sys.executable, "-c", SUPERVISOR, POLITE, "stay" if how else "leave"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as supervisor:
+    command = [sys.executable, "-c", SUPERVISOR, POLITE]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as supervisor:
+        assert supervisor.stdin is not None
         assert supervisor.stdout is not None
         folder, *pids = supervisor.stdout.readline().split()
         started = [psutil.Process(int(pid)) for pid in pids if psutil.pid_exists(int(pid))]
         everybody = {one for process in [*started, psutil.Process(supervisor.pid)] for one in process.children()}
         if how:
             supervisor.send_signal(how)
+        else:
+            supervisor.stdin.close()
         supervisor.wait()
     _, alive = psutil.wait_procs({*everybody, *started}, timeout=20)
     assert not alive
