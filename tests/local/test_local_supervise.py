@@ -263,7 +263,7 @@ async def test_the_run_goes_on_without_one_of_its_peers_but_not_without_any(
 ) -> None:
     with pytest.raises(RunError, match=says):
         await swarm.run(play, kill=kills, join_at=joins, env=NO_HEIR)
-    assert swarm.rounds() == [1, 2]
+    assert set(swarm.rounds()) == {1, 2}, "the second one may be opened by peer-1 once more before it dies"
 
 
 @pytest.mark.parametrize("before", [None, "# as it was"])
