@@ -1,5 +1,6 @@
 """A file of JSON documents, one a line: what the benches keep of their finished runs."""
 
+import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -34,14 +35,15 @@ class JsonLines:
             self._end += len(line)
 
     def append(self, document: Mapping[str, Any]) -> None:
-        """Add a line."""
+        """Add a line after those that are there, also after lines of another process."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         data = json.dumps(document, allow_nan=False).encode() + b"\n"
-        with self.path.open("r+b" if self.path.exists() else "xb") as file:
-            file.truncate(self._end)
+        with self.path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(self._end)
+            file.truncate(self._end + file.read().rfind(b"\n") + 1)  # without the unfinished line, if there is one
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        self._end += len(data)
+            self._end = file.tell()
         self.documents.append(dict(document))

@@ -84,6 +84,14 @@ def test_an_unfinished_last_line_is_replaced_and_any_other_damage_is_refused(tmp
         JsonLines(path)
 
 
+def test_processes_that_append_to_one_file_keep_each_others_lines(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    one, other = JsonLines(path), JsonLines(path)
+    for number, lines in enumerate((one, other, other, one, other)):
+        lines.append({"number": number})
+    assert [document["number"] for document in JsonLines(path).documents] == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.e2e
 def test_a_run_with_a_crash_is_checked_kept_and_not_run_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
