@@ -104,9 +104,9 @@ class LateJoin:
 Fault = NodeFault | Partition | LateJoin
 
 
-def is_over(fault: Suspend | Partition, now: Moment | None) -> bool:
+def is_over(fault: Suspend | Partition, now: Moment) -> bool:
     """Whether ``fault``, if it lasts for rounds, ends by ``now``: when the round after its last one opens."""
-    return bool(fault.rounds) and now is not None and now[0] >= fault.round + fault.rounds
+    return bool(fault.rounds) and now[0] >= fault.round + fault.rounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,20 +78,21 @@ class NodeService:
         return self._store.chunks(request)
 
     def _can_serve(self, state: pb.StateDescription, is_begun: bool = False) -> bool:
-        """Whether the caller would be up to date with this state and what is in the round log.
-
-        The header of the state's own round is needed, too, and is not here if the state was downloaded.
-        """
+        """Whether the caller would be up to date with this state and what is in the round log."""
         log = self._store.round_log
-        has_header = state.round == 0 or log.keeps(state.round, state.chain)
         is_recent = is_begun or state.round >= log.committed - STATE_ROUNDS
-        return has_header and is_recent and log.keeps_since(state.round)
+        return is_recent and self._has_header(state.round, state.chain) and log.keeps_since(state.round)
+
+    def _has_header(self, round: int, chain: bytes) -> bool:
+        """Whether the header that a state of ``round`` needs is here: it is not if the state was downloaded."""
+        return round == 0 or self._store.round_log.keeps(round, chain)
 
     async def _make_state(self) -> pb.StateDescription:
         consensus, record = self._node.weights.freeze()
-        if record.round and not self._store.round_log.keeps(record.round, bytes.fromhex(record.chain)):
+        chain = bytes.fromhex(record.chain)
+        if not self._has_header(record.round, chain):
             raise RefusedError(f"Round {record.round} is not kept here, only its weights; ask another node.")
-        return await self._store.keep_state(consensus, record.round, bytes.fromhex(record.chain))
+        return await self._store.keep_state(consensus, record.round, chain)
 
     async def catch_up(self, request: pb.CatchUpRequest, caller: Caller) -> pb.CatchUpReply:
         """What a peer whose weights are at round ``applied`` has to know to choose its way."""

@@ -175,9 +175,8 @@ class _Servicer(swarm_pb2_grpc.SwarmServicer):
             yield caller
         except SwarmError as error:
             await context.abort(*status_of(error))
-        except (
-            grpc.aio.InternalError
-        ) as error:  # the caller hung up while it was sent something: there is nobody to tell
+        except grpc.aio.InternalError as error:
+            # the caller hung up while it was sent something: there is nobody to tell
             log.debug("A call of %s broke off: %s", caller.address, error)
         except Exception:
             log.exception("A call of %s failed", caller.address)

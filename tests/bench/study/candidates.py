@@ -128,11 +128,11 @@ CORE = (
             f"DiLoCo int3, Muon, every {k_x}",
             "diloco",
             MUON_RATES,
-            True,
             outer="average",
             bits=3,
             inner="muon",
             k_x=k_x,
+            final=True,
         )
         for k_x in (40, 75)  # 600 steps are no multiple of 80
     ),

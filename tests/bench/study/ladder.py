@@ -7,7 +7,6 @@ million parameters, 0.34 at a billion).
 
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 
 from tests.bench.study.candidates import ADAM_RATES, LORDO_RATES, MUON_RATES, Candidate, baseline, preset, read_setting
 from tests.bench.study.comparison import best_run
@@ -19,7 +18,6 @@ from tsr_swarm.simulate.result import RunResult
 from tsr_swarm.simulate.run_spec import RunSpec
 from tsr_swarm.train.llama import parameter_count
 
-HERE = Path(__file__).parent
 STEP_MULTIPLE = 120  # every arm's period divides it
 # Between rates that do not follow the width and those of Adam's matrices under maximal update parametrisation, which
 # fall as 1 / width (Yang et al., arXiv 2203.03466, Table 3): an arm has one rate for both kinds of parameters.

@@ -16,8 +16,6 @@ from tsr_swarm.simulate.heterogeneity import Heterogeneity
 from tsr_swarm.simulate.result import RunResult
 from tsr_swarm.simulate.run_spec import RunSpec
 
-HERE = Path(__file__).parent
-
 
 class RunStore:
     """The finished runs of a stage, a line of JSON each. Stands in for ``ResultStore``, which has a file for each."""
